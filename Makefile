@@ -1,0 +1,37 @@
+# make demo    raw text to a trained model that writes, on this machine
+# make test    the fast suite             make parity  against transformers
+# make slow    what takes minutes         make lint    ruff
+PYTHON ?= python3
+VENV := .venv/bin/python
+PIP := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+demo: .venv/core
+	$(VENV) -m train.pretrain --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: .venv/test
+	$(VENV) -m pytest -n 2 -m "not slow and not parity" --durations=10
+
+parity: .venv/parity
+	$(VENV) -m pytest -m parity
+
+slow: .venv/test
+	$(VENV) -m pytest -m slow
+
+lint: .venv/test
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+.venv/core: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -e .
+	touch $@
+
+.venv/test: .venv/core
+	$(PIP) -e '.[test]'
+	touch $@
+
+.venv/parity: .venv/test
+	$(PIP) -e '.[test,parity]'
+	touch $@
+
+.PHONY: demo test parity slow lint

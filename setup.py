@@ -1,0 +1,58 @@
+"""Throughline: one line from raw text to a served model, in JAX."""
+
+import setuptools
+
+CORE = [
+  "absl-py>=2.3",
+  "array_record>=0.8.3",
+  "etils[epath]>=1.13",
+  "flax>=0.12.8",
+  "grain>=0.2.18",
+  "jax>=0.10.2",
+  "jaxtyping>=0.3.11",
+  "matplotlib>=3.10",
+  "ml-collections>=1.1",
+  "numpy>=2.4",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12.8",
+  "safetensors>=0.8",
+  "sentencepiece>=0.2.3",
+  "tensorboardX>=2.6.5",
+  "tensorflow-datasets>=4.9.10",
+  "tokenizers>=0.23",
+  "zstandard>=0.25",
+]
+TEST = [
+  "beartype>=0.23",
+  "chex>=0.1.91",
+  "hypothesis>=6.150",
+  "pytest>=9.0",
+  "pytest-xdist>=3.8",
+  "ruff>=0.14",
+]
+
+setuptools.setup(
+  name="throughline",
+  version="0.1.0",
+  description=__doc__,
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(
+    include=[
+      f"{floor}{below}"
+      for floor in ("sharding", "models", "data", "train", "serve", "configs")
+      for below in ("", ".*")
+    ]
+  ),
+  package_dir={"": "."},
+  install_requires=CORE,
+  extras_require={
+    "test": TEST,
+    "parity": ["torch==2.13.0", "transformers>=5.23,<6"],
+    "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
+    "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
+    "tracking": ["mlflow-skinny>=3.5", "optuna>=4.5", "wandb>=0.22"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda12": ["jax[cuda12]>=0.10.2"],
+    "cuda13": ["jax[cuda13]>=0.10.2"],
+  },
+)

@@ -1,0 +1,21 @@
+"""One process, eight virtual CPU devices, strict numerics, checked shapes."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook(
+  ["models", "sharding", "data", "train", "serve"], "beartype.beartype"
+)
+
+import jax  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_threefry_partitionable", True)
+flags.FLAGS.mark_as_parsed()  # grain reads its flags
