@@ -1,0 +1,1 @@
+"""Architectures as pure functions of a parameter tree."""

@@ -1,0 +1,66 @@
+"""The architectures by name, and what is the same for all of them."""
+
+import sys
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.core import meta
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from models import gpt, llama
+from models.weights import Weight, einsum
+
+FAMILIES: dict[str, type] = {"llama": llama.Config, "gpt": gpt.Config}
+
+Config = Any  # one of FAMILIES
+Params = Any  # a pytree of Weight
+
+
+def build(config: Config) -> nn.Module:
+  """The module of a config; all its state is in the parameters."""
+  return sys.modules[type(config).__module__].Model(config)
+
+
+def name(config: Config) -> str:
+  """The family's name in FAMILIES."""
+  return next(n for n, family in FAMILIES.items() if family is type(config))
+
+
+def init(config: Config, key: Array) -> Params:
+  """Initial fp32 parameters, the same on every mesh."""
+  return meta.unbox(_boxed(config, key))
+
+
+def abstract(config: Config) -> Params:
+  """Shapes and types of the parameters; nothing is computed."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def axes(config: Config) -> Params:
+  """The logical axis names of every parameter, a tuple of names each."""
+  boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+  return jax.tree.map(
+    lambda box: box.names,
+    boxed,
+    is_leaf=lambda x: isinstance(x, meta.AxisMetadata),
+  )
+
+
+def _boxed(config: Config, key: Array) -> Params:
+  one = jnp.zeros((1, 1), jnp.int32)
+  return build(config).init(key, one, one, one)["params"]
+
+
+def head(params: Params) -> Weight:
+  """The output head [V, D]: its own table, or the embedding where tied."""
+  return params.get("head", params["embed"])["table"]
+
+
+def logits(
+  config: Config, params: Params, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+  """Scores of the next token, fp32; training never holds them all at once."""
+  dtype = jnp.dtype(config.dtype)
+  return einsum("BTD,VD->BTV", hidden, head(params), dtype).astype(jnp.float32)

@@ -1,0 +1,52 @@
+"""Floating-point operations that a model needs, whatever the hardware does.
+
+Counts as in PaLM (arXiv 2204.02311, appendix B), with attention halved for
+causality and cut at the window: recomputation and padding do not count.
+"""
+
+import math
+
+import jax
+
+from models import families
+
+
+def n_params(config: families.Config) -> int:
+  """All parameters, embeddings too."""
+  leaves = jax.tree.leaves(families.abstract(config))
+  return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def n_matmul_params(config: families.Config) -> int:
+  """Parameters that multiply every token: not the looked-up tables, but the
+  head, also where it is the embedding.
+  """
+  shapes, names = families.abstract(config), families.axes(config)
+  is_names = lambda x: isinstance(x, tuple)  # noqa: E731
+  total = sum(
+    math.prod(leaf.shape)
+    for leaf, axes in zip(
+      jax.tree.leaves(shapes),
+      jax.tree.leaves(names, is_leaf=is_names),
+      strict=True,
+    )
+    if not {"vocab", "position"} & set(axes)
+  )
+  return total + config.vocab_size * config.d_model
+
+
+def forward_per_token(config: families.Config, length: int) -> float:
+  """FLOPs per token of one forward pass over sequences of `length`."""
+  attention = 0.0
+  for i in range(config.n_layers):
+    kind = config.pattern[i % len(config.pattern)]
+    seen = length / 2
+    if kind == "sliding" and config.window < length:
+      seen = config.window * (1 - config.window / (2 * length))
+    attention += 4 * config.n_heads * config.d_head * seen
+  return 2 * n_matmul_params(config) + attention
+
+
+def train_per_token(config: families.Config, length: int) -> float:
+  """FLOPs per token of forward and backward: three forward passes."""
+  return 3 * forward_per_token(config, length)

@@ -1,0 +1,165 @@
+"""Grouped-query attention (arXiv 2305.13245), from the reference kernel up.
+
+Extras of families: biases (Qwen2), normed queries and keys (Qwen3, 2302.05442),
+sliding windows (2310.06825), soft caps (2408.00118), sinks (2309.17453), ALiBi
+(2108.12409).
+"""
+
+import dataclasses
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from models import cache as caches
+from models.layers.dense import vector, weight
+from models.layers.mask import Mask
+from models.layers.norm import RMSNorm
+from models.layers.position import Rotary, rotate
+from models.weights import einsum
+from sharding.rules import constrain
+
+
+def attend(
+  q_BTNH: Float[Array, "B T N H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K H"],
+  mask: Mask,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+  bias_NTS: Float[Array, "N T S"] | None = None,
+  sinks_N: Float[Array, "N"] | None = None,
+) -> Float[Array, "B T N H"]:
+  """The reference: O(T S) memory, softmax in fp32, masked rows give zeros.
+
+  Args:
+    q_BTNH: queries; N = G K, the G heads of a group lie side by side.
+    k_BSKH: keys.
+    v_BSKH: values.
+    mask: who may see whom.
+    scale: of the logits; 1 / sqrt(H) by default.
+    softcap: logits become softcap * tanh(logits / softcap).
+    bias_NTS: added to the logits, as in ALiBi.
+    sinks_N: a logit per head that takes probability and gives nothing.
+  """
+  n_rows, n_queries, n_heads, d_head = q_BTNH.shape
+  n_kv_heads = k_BSKH.shape[2]
+  grouped = (n_rows, n_queries, n_kv_heads, n_heads // n_kv_heads, d_head)
+  # fp32 operands: TPUs still multiply in bf16 by default but add in fp32, and
+  # XLA:CPU upcasts batched bf16 dots anyway.
+  logits = jnp.einsum(
+    "BTKGH,BSKH->BKGTS",
+    q_BTNH.reshape(grouped).astype(jnp.float32) * (scale or d_head**-0.5),
+    k_BSKH.astype(jnp.float32),
+  )
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  by_group = (1, n_kv_heads, -1)
+  if bias_NTS is not None:
+    logits += bias_NTS.reshape(*by_group, *bias_NTS.shape[1:])
+  probs_BKGTS = _softmax(
+    logits,
+    mask.dense()[:, None, None],
+    None if sinks_N is None else sinks_N.reshape(*by_group, 1, 1),
+  )
+  out = jnp.einsum(
+    "BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH
+  )
+  return out.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _softmax(logits: Array, seen: Array, sinks: Array | None) -> Array:
+  """Over the last dimension, where seen; a row that sees nothing is zero."""
+  lowest = jnp.finfo(jnp.float32).min
+  top = jnp.where(seen, logits, lowest).max(-1, keepdims=True)
+  if sinks is not None:
+    sinks = sinks.astype(jnp.float32)
+    top = jnp.maximum(top, sinks)
+  top = jax.lax.stop_gradient(top)
+  # The inner where keeps exp finite behind the mask, for the gradient too.
+  weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - top, 0.0)), 0.0)
+  total = weights.sum(-1, keepdims=True)
+  if sinks is not None:
+    total += jnp.exp(sinks - top)
+  return weights / jnp.where(total > 0, total, 1.0)
+
+
+class Attention(nn.Module):
+  """Queries of G = N / K heads share one key and one value head."""
+
+  n_heads: int
+  n_kv_heads: int
+  d_head: int
+  dtype: jnp.dtype
+  window: int | None = None
+  qkv_biased: bool = False
+  out_biased: bool = False
+  qk_norm_epsilon: float | None = None  # None: queries and keys as they are
+  out_std: float = 0.02
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    mask: Mask,
+    rotary: Rotary | None,
+    cache: caches.LayerCache | None = None,
+    index: Array | None = None,
+  ) -> tuple[Float[Array, "B T D"], caches.LayerCache | None]:
+    q_BTNH = self._project(x, "q", self.n_heads, "heads")
+    k_BTKH = self._project(x, "k", self.n_kv_heads, "kv_heads")
+    v_BTKH = self._project(x, "v", self.n_kv_heads, "kv_heads")
+    if self.qk_norm_epsilon is not None:
+      q_BTNH = RMSNorm(self.qk_norm_epsilon, "head", name="q_norm")(q_BTNH)
+      k_BTKH = RMSNorm(self.qk_norm_epsilon, "head", name="k_norm")(k_BTKH)
+    if rotary is not None:
+      q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
+    q_BTNH = checkpoint_name(q_BTNH, "qkv")
+    k_BTKH = checkpoint_name(k_BTKH, "qkv")
+    v_BTKH = checkpoint_name(v_BTKH, "qkv")
+
+    mask = dataclasses.replace(mask, window=self.window)
+    k_BSKH, v_BSKH = k_BTKH, v_BTKH
+    if cache is not None:
+      new = caches.LayerCache(k_BTKH, v_BTKH, mask.q_positions, mask.q_segments)
+      written = caches.write(cache, new, index)
+      # A ring shorter than the text may overwrite what early queries of a
+      # longer chunk still see: those look at the old slots and themselves.
+      ring = self.window is not None and x.shape[1] > 1
+      seen = caches.join(cache, new) if ring else written
+      k_BSKH, v_BSKH = seen.keys, seen.values
+      mask = dataclasses.replace(
+        mask, kv_positions=seen.positions, kv_segments=seen.segment_ids
+      )
+      cache = written
+
+    out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask)
+    out_BTNH = checkpoint_name(out_BTNH, "attended")
+    out_BTNH = constrain(out_BTNH, "batch", "length", "act_heads", None)
+    d_model = x.shape[-1]
+    wo = weight(
+      self,
+      "o",
+      (self.n_heads, self.d_head, d_model),
+      ("heads", "head", "embed"),
+      self.out_std,
+    )
+    out = einsum("BTNH,NHD->BTD", out_BTNH, wo, self.dtype)
+    if self.out_biased:
+      bias = vector(self, "o_bias", (d_model,), ("norm",))
+      out += bias.astype(self.dtype)[None, None]
+    return out, cache
+
+  def _project(
+    self, x: Float[Array, "B T D"], name: str, n_heads: int, axis: str
+  ) -> Float[Array, "B T N H"]:
+    shape = (x.shape[-1], n_heads, self.d_head)
+    w = weight(self, name, shape, ("embed", axis, "head"))
+    y = einsum("BTD,DNH->BTNH", x, w, self.dtype)
+    if self.qkv_biased:
+      bias = vector(self, f"{name}_bias", shape[1:], (axis, "head"))
+      y += bias.astype(self.dtype)[None, None]
+    return constrain(y, "batch", "length", f"act_{axis}", None)

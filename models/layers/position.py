@@ -1,0 +1,126 @@
+"""Positions: learned, and rotary (arXiv 2104.09864) with its scalings.
+
+Linear: 2306.15595.  YaRN: 2309.00071.  Llama 3: 2407.21783, section 3.
+Phases come from two small tables that the host computes in float64, so they
+are right to 1e-7 at any position; a bf16 phase errs by 2.0 below position 4096.
+"""
+
+import dataclasses
+import math
+
+import flax.struct
+import numpy as np
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_BLOCK = 1024  # positions are read as high * 1024 + low: 1,048,576 in all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling:
+  """How rotary frequencies are stretched beyond the trained length."""
+
+  kind: str  # linear, ntk, yarn or llama3
+  factor: float  # new length / original length
+  original_length: int  # positions that the base model was trained on
+  low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow (turns)
+  high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast, usually 32
+  attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+
+  def __post_init__(self):
+    if self.kind not in _SCALINGS:
+      raise ValueError(
+        f"kind={self.kind!r} is no rope scaling: choose one of "
+        f"{', '.join(_SCALINGS)}."
+      )
+    if self.factor < 1 or self.original_length < 1:
+      raise ValueError(
+        f"factor={self.factor} and original_length={self.original_length} "
+        "must both be at least 1."
+      )
+
+
+def _linear(frequency, d_head, theta, s):
+  return frequency / s.factor, 1.0
+
+
+def _ntk(frequency, d_head, theta, s):
+  # The base grows so that the lowest frequency is stretched by the factor.
+  theta = theta * s.factor ** (d_head / (d_head - 2))
+  return _frequencies(d_head, theta), 1.0
+
+
+def _llama3(frequency, d_head, theta, s):
+  turns = s.original_length * frequency / (2 * math.pi)
+  smooth = np.clip((turns - s.low) / (s.high - s.low), 0.0, 1.0)
+  return frequency * (smooth + (1 - smooth) / s.factor), 1.0
+
+
+def _yarn(frequency, d_head, theta, s):
+  def dimension(turns):  # the pair that turns so often in the original length
+    length = s.original_length / (turns * 2 * math.pi)
+    return d_head * math.log(length) / (2 * math.log(theta))
+
+  first = max(math.floor(dimension(s.high)), 0)
+  last = min(math.ceil(dimension(s.low)), d_head - 1)
+  ramp = (np.arange(d_head // 2) - first) / max(last - first, 1e-3)
+  keep = 1 - np.clip(ramp, 0.0, 1.0)
+  factor = s.attention_factor
+  if factor is None:
+    factor = 0.1 * math.log(s.factor) + 1.0
+  return frequency * (keep + (1 - keep) / s.factor), factor
+
+
+_SCALINGS = {"linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3}
+
+
+def _frequencies(d_head: int, theta: float) -> np.ndarray:
+  return theta ** (-np.arange(0, d_head, 2, dtype=np.float64) / d_head)
+
+
+@flax.struct.dataclass
+class Rotary:
+  """Cosine and sine of every pair's phase, fp32, made once for all layers."""
+
+  cos: Float[Array, "B T H"]
+  sin: Float[Array, "B T H"]
+
+
+def rotary(
+  positions: Int[Array, "B T"],
+  d_head: int,
+  theta: float,
+  scaling: Scaling | None = None,
+) -> Rotary:
+  """Phases position * frequency of the d_head / 2 pairs.
+
+  cos(a + b) = cos a cos b - sin a sin b joins the two tables, exact in fp32.
+  """
+  frequency, factor = _frequencies(d_head, theta), 1.0
+  if scaling is not None:
+    scale = _SCALINGS[scaling.kind]
+    frequency, factor = scale(frequency, d_head, theta, scaling)
+  low = np.outer(np.arange(_BLOCK), frequency)
+  high = np.outer(np.arange(_BLOCK) * _BLOCK, frequency)
+  table = [
+    jnp.asarray(f(x), jnp.float32)
+    for x in (low, high)
+    for f in (np.cos, np.sin)
+  ]
+  i_low, i_high = positions % _BLOCK, positions // _BLOCK
+  cos_low, sin_low = table[0][i_low], table[1][i_low]
+  cos_high, sin_high = table[2][i_high], table[3][i_high]
+  return Rotary(
+    cos=factor * (cos_low * cos_high - sin_low * sin_high),
+    sin=factor * (sin_low * cos_high + cos_low * sin_high),
+  )
+
+
+def rotate(
+  x: Float[Array, "B T N H"], phases: Rotary
+) -> Float[Array, "B T N H"]:
+  """Rotates the pairs (i, i + H/2), in fp32, returned in x's type."""
+  cos, sin = phases.cos[:, :, None], phases.sin[:, :, None]
+  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+  return rotated.astype(x.dtype)

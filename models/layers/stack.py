@@ -1,0 +1,170 @@
+"""Layers in sequence: one compiled body, scanned, with a pattern of kinds.
+
+A pattern such as ("sliding", "sliding", "full") repeats down the stack. The
+scan runs over its repetitions: compile time is that of one, whatever the depth.
+Params: {"layers": {"block_0": ...}} with a leading dimension when scanned,
+{"layer_0": ..., "layer_1": ...} when not.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from models.cache import Cache
+from models.layers.mask import Mask
+from models.layers.position import Rotary
+from sharding.rules import constrain
+
+_save = jax.checkpoint_policies
+# What the backward pass finds saved; all else it computes again.
+REMAT: dict[str, Any] = {
+  "none": None,  # everything is saved
+  "full": _save.nothing_saveable,
+  "minimal": _save.dots_with_no_batch_dims_saveable,  # all weight matmuls
+  "save_qkv": _save.save_only_these_names("qkv"),
+  "save_attended": _save.save_only_these_names("attended"),
+  "save_widened": _save.save_only_these_names("widened"),
+}
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@flax.struct.dataclass
+class Side:
+  """What every layer sees beside the residual stream."""
+
+  mask: Mask
+  rotary: Rotary | None = None
+  deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+
+
+def check(config: Any) -> None:
+  """Checks what the configs of all architectures share.
+
+  Raises:
+    ValueError: the pattern does not divide the layers, or no such policy,
+      type or rate.
+  """
+  c = config
+  if c.n_layers % len(c.pattern):
+    raise ValueError(
+      f"n_layers={c.n_layers} is not a multiple of the pattern {c.pattern} of "
+      f"{len(c.pattern)} layers."
+    )
+  if c.remat not in REMAT:
+    raise ValueError(
+      f"remat={c.remat!r} is no policy: choose one of {', '.join(REMAT)}."
+    )
+  if c.dtype not in DTYPES:
+    raise ValueError(f"dtype={c.dtype!r} must be one of {', '.join(DTYPES)}.")
+  if not 0 <= c.dropout < 1:
+    raise ValueError(f"dropout={c.dropout} must lie in [0, 1).")
+  sizes = ("vocab_size", "d_model", "n_heads", "d_head", "d_ff", "max_length")
+  for name in sizes:
+    if getattr(c, name) < 1:
+      raise ValueError(f"{name}={getattr(c, name)} must be positive.")
+
+
+def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """The residual stream between layers, pinned to the layout."""
+  return constrain(x, "batch", "length", "act_embed")
+
+
+class _Group(nn.Module):
+  """One repetition of the pattern: the body of the scan."""
+
+  block: type[nn.Module]
+  config: Any
+  pattern: tuple[str, ...]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"], side: Side):
+    for i, kind in enumerate(self.pattern):
+      x, _ = self.block(self.config, kind, name=f"block_{i}")(x, side)
+    return x, None
+
+
+class Stack(nn.Module):
+  """n_layers blocks of the kinds of a repeating pattern.
+
+  A block is made as block(config, kind) and maps (x, side, layer cache or
+  None, index) to (x, layer cache or None).
+  """
+
+  block: type[nn.Module]
+  config: Any
+  n_layers: int
+  pattern: tuple[str, ...] = ("full",)
+  remat: str = "none"
+  scanned: bool = True
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B T D"], side: Side, cache: Cache | None = None
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    if not self.scanned:
+      return self._in_sequence(x, side, cache)
+    if cache is not None:
+      raise ValueError("decoding runs unscanned: see models/decode.py.")
+    layers = nn.scan(
+      self._rematted(_Group, prevent_cse=False),
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=nn.broadcast,
+      length=self.n_layers // len(self.pattern),
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    groups = layers(self.block, self.config, self.pattern, name="layers")
+    return groups(x, side)
+
+  def _in_sequence(self, x, side, cache):
+    block = self.block if cache else self._rematted(self.block)
+    written = []
+    for i in range(self.n_layers):
+      kind = self.pattern[i % len(self.pattern)]
+      layer = block(self.config, kind, name=f"layer_{i}")
+      if cache is None:
+        x, _ = layer(x, side)
+      else:
+        x, slots = layer(x, side, cache.layers[i], cache.index)
+        written.append(slots)
+    if cache is None:
+      return x, None
+    return x, Cache(tuple(written), cache.index + x.shape[1])
+
+  def _rematted(self, module: type[nn.Module], **options) -> type[nn.Module]:
+    if self.remat == "none":
+      return module
+    return nn.remat(module, policy=REMAT[self.remat], **options)
+
+
+def unstack(params: Any) -> Any:
+  """Scanned parameters -> unscanned ones, for decoding and export."""
+  params = dict(params)
+  groups = params.pop("layers")
+  n_groups = jax.tree.leaves(groups)[0].shape[0]
+  for j in range(len(groups)):
+    for i in range(n_groups):
+      layer = jax.tree.map(lambda x: x[i], groups[f"block_{j}"])  # noqa: B023
+      params[f"layer_{i * len(groups) + j}"] = layer
+  return params
+
+
+def stack(params: Any, n_pattern: int) -> Any:
+  """The inverse of `unstack`."""
+  names = sorted(
+    (name for name in params if name.startswith("layer_")),
+    key=lambda name: int(name.removeprefix("layer_")),
+  )
+  rest = {name: p for name, p in params.items() if name not in names}
+  groups = {
+    f"block_{j}": jax.tree.map(
+      lambda *xs: jnp.stack(xs), *[params[name] for name in names[j::n_pattern]]
+    )
+    for j in range(n_pattern)
+  }
+  return {**rest, "layers": groups}

@@ -1,0 +1,326 @@
+"""Llama and its kin: pre-norm RMSNorm, rotary positions, gated feed-forward.
+
+Llama: arXiv 2302.13971, 2307.09288, 2407.21783.  Mistral (window): 2310.06825.
+Qwen2 (biased queries, keys, values): 2407.10671.  Qwen3 (normed queries and
+keys): 2505.09388.  SmolLM2: 2502.02737.
+"""
+
+import dataclasses
+
+from flax import linen as nn
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.cache import Cache, LayerCache
+from models.layers import mask, position, stack
+from models.layers.attention import Attention
+from models.layers.embed import Table, lookup
+from models.layers.mlp import MLP
+from models.layers.norm import RMSNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Sizes as in the papers; parameters are fp32 whatever `dtype` is."""
+
+  vocab_size: int
+  d_model: int
+  n_layers: int
+  n_heads: int
+  n_kv_heads: int
+  d_head: int
+  d_ff: int
+  max_length: int = 2048  # tokens; the longest text that it is meant to read
+  rope_theta: float = 10_000.0  # base of the rotary frequencies; Llama 1, 2
+  rope_scaling: position.Scaling | None = None  # beyond the trained length
+  norm_epsilon: float = 1e-5  # Llama 2, 3, Mistral; 1e-6 in Llama 1, Qwen
+  tied: bool = False  # the output head is the embedding
+  qkv_biased: bool = False  # Qwen2
+  qk_normed: bool = False  # Qwen3
+  window: int | None = None  # tokens that a "sliding" layer sees
+  pattern: tuple[str, ...] = ("full",)  # kinds: full, sliding
+  dropout: float = 0.0  # on each residual branch
+  dtype: str = "bfloat16"  # of the computation
+  remat: str = "none"  # a policy of models/layers/stack.py
+  scanned: bool = True  # one compiled layer; False unrolls, for decoding
+
+  def __post_init__(self):
+    if self.n_heads % self.n_kv_heads:
+      raise ValueError(
+        f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
+        f"{self.n_kv_heads}: every kv head serves the same number of heads."
+      )
+    if unknown := set(self.pattern) - {"full", "sliding"}:
+      raise ValueError(
+        f"pattern={self.pattern} has {sorted(unknown)}: a layer is full or "
+        "sliding."
+      )
+    if ("sliding" in self.pattern) != (self.window is not None):
+      raise ValueError(
+        f"window={self.window} with pattern={self.pattern}: a window goes "
+        "with sliding layers, and sliding layers with a window."
+      )
+    stack.check(self)
+
+
+class Model(nn.Module):
+  """Tokens to hidden states; `models.families` has the head and the rest."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    cache: Cache | None = None,
+    deterministic: bool = True,
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    c = self.config
+    table = Table(c.vocab_size, c.d_model, name="embed")()
+    if not c.tied:
+      Table(c.vocab_size, c.d_model, name="head")()
+    x = lookup(table, tokens, jnp.dtype(c.dtype))
+    side = stack.Side(
+      mask.of_tokens(positions, segment_ids),
+      position.rotary(positions, c.d_head, c.rope_theta, c.rope_scaling),
+      deterministic,
+    )
+    layers = stack.Stack(
+      Block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
+    )
+    x, cache = layers(x, side, cache)
+    return RMSNorm(c.norm_epsilon, name="norm")(x), cache
+
+
+class Block(nn.Module):
+  """x + attention(norm x), then x + mlp(norm x)."""
+
+  config: Config
+  kind: str
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    side: stack.Side,
+    cache: LayerCache | None = None,
+    index: Array | None = None,
+  ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    attention = Attention(
+      n_heads=c.n_heads,
+      n_kv_heads=c.n_kv_heads,
+      d_head=c.d_head,
+      dtype=dtype,
+      window=c.window if self.kind == "sliding" else None,
+      qkv_biased=c.qkv_biased,
+      qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
+      name="attention",
+    )
+    mlp = MLP(c.d_ff, "silu", dtype, gated=True, name="mlp")
+    drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
+    h = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
+    h, cache = attention(h, side.mask, side.rotary, cache, index)
+    x += drop(h)
+    x += drop(mlp(RMSNorm(c.norm_epsilon, name="mlp_norm")(x)))
+    return stack.residual(x), cache
+
+
+_LLAMA3_SCALING = position.Scaling(
+  kind="llama3", factor=8.0, original_length=8192
+)
+
+PRESETS = {
+  # Throughline's own: quickstart and tests.
+  "3m": Config(
+    vocab_size=4096,
+    d_model=192,
+    n_layers=6,
+    n_heads=6,
+    n_kv_heads=2,
+    d_head=32,
+    d_ff=512,
+    max_length=1024,
+    tied=True,
+  ),
+  "15m": Config(
+    vocab_size=32_000,
+    d_model=288,
+    n_layers=6,
+    n_heads=6,
+    n_kv_heads=6,
+    d_head=48,
+    d_ff=768,
+    max_length=1024,
+    tied=True,
+  ),
+  "110m": Config(
+    vocab_size=32_000,
+    d_model=768,
+    n_layers=12,
+    n_heads=12,
+    n_kv_heads=12,
+    d_head=64,
+    d_ff=2048,
+    max_length=1024,
+    tied=True,
+  ),
+  "smollm2_135m": Config(
+    vocab_size=49_152,
+    d_model=576,
+    n_layers=30,
+    n_heads=9,
+    n_kv_heads=3,
+    d_head=64,
+    d_ff=1536,
+    max_length=8192,
+    rope_theta=100_000.0,
+    tied=True,
+  ),
+  "llama1_7b": Config(
+    vocab_size=32_000,
+    d_model=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    d_head=128,
+    d_ff=11_008,
+    norm_epsilon=1e-6,
+  ),
+  "llama2_7b": Config(
+    vocab_size=32_000,
+    d_model=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    d_head=128,
+    d_ff=11_008,
+    max_length=4096,
+  ),
+  "llama2_70b": Config(
+    vocab_size=32_000,
+    d_model=8192,
+    n_layers=80,
+    n_heads=64,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=28_672,
+    max_length=4096,
+  ),
+  "llama3_8b": Config(
+    vocab_size=128_256,
+    d_model=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=14_336,
+    max_length=8192,
+    rope_theta=500_000.0,
+  ),
+  "llama3_70b": Config(
+    vocab_size=128_256,
+    d_model=8192,
+    n_layers=80,
+    n_heads=64,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=28_672,
+    max_length=8192,
+    rope_theta=500_000.0,
+  ),
+  "llama3_1_8b": Config(
+    vocab_size=128_256,
+    d_model=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=14_336,
+    max_length=131_072,
+    rope_theta=500_000.0,
+    rope_scaling=_LLAMA3_SCALING,
+  ),
+  "llama3_2_1b": Config(
+    vocab_size=128_256,
+    d_model=2048,
+    n_layers=16,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=64,
+    d_ff=8192,
+    max_length=131_072,
+    rope_theta=500_000.0,
+    rope_scaling=dataclasses.replace(_LLAMA3_SCALING, factor=32.0),
+    tied=True,
+  ),
+  "mistral_7b": Config(
+    vocab_size=32_000,
+    d_model=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=14_336,
+    max_length=32_768,
+    window=4096,
+    pattern=("sliding",),
+  ),
+  "qwen2_500m": Config(
+    vocab_size=151_936,
+    d_model=896,
+    n_layers=24,
+    n_heads=14,
+    n_kv_heads=2,
+    d_head=64,
+    d_ff=4864,
+    max_length=32_768,
+    rope_theta=1_000_000.0,
+    norm_epsilon=1e-6,
+    tied=True,
+    qkv_biased=True,
+  ),
+  "qwen2_7b": Config(
+    vocab_size=152_064,
+    d_model=3584,
+    n_layers=28,
+    n_heads=28,
+    n_kv_heads=4,
+    d_head=128,
+    d_ff=18_944,
+    max_length=32_768,
+    rope_theta=1_000_000.0,
+    norm_epsilon=1e-6,
+    qkv_biased=True,
+  ),
+  "qwen3_600m": Config(
+    vocab_size=151_936,
+    d_model=1024,
+    n_layers=28,
+    n_heads=16,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=3072,
+    max_length=40_960,
+    rope_theta=1_000_000.0,
+    norm_epsilon=1e-6,
+    tied=True,
+    qk_normed=True,
+  ),
+  "qwen3_8b": Config(
+    vocab_size=151_936,
+    d_model=4096,
+    n_layers=36,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=12_288,
+    max_length=40_960,
+    rope_theta=1_000_000.0,
+    norm_epsilon=1e-6,
+    qk_normed=True,
+  ),
+}
