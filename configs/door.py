@@ -162,11 +162,11 @@ def split_overrides(argv: Iterable[str]) -> tuple[list[str], list[str]]:
   rest, overrides = [], []
   arguments = iter(argv)
   for argument in arguments:
-    key = argument.removeprefix("-").removeprefix("-config.")
+    key = argument.lstrip("-").removeprefix("config.")
     if not argument.startswith(("--config.", "-config.")):
       rest.append(argument)
     elif "=" in key:
-      overrides.append(key.removeprefix("config."))
+      overrides.append(key)
     else:
       overrides.append(f"{key}={next(arguments, '')}")
   return rest, overrides
@@ -246,10 +246,7 @@ def build(
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
   """Maps each dotted key whose value differs to both values, None: absent."""
-  left, right = (
-    dict(fields.leaves(a.to_dict())),
-    dict(fields.leaves(b.to_dict())),
-  )
+  left, right = (dict(fields.leaves(c.to_dict())) for c in (a, b))
   return {
     key: (left.get(key), right.get(key))
     for key in {**left, **right}
