@@ -1,0 +1,85 @@
+"""What the logical names of a parameter's dims tell its optimizer.
+
+A stacked weight ["layers", "embed", "heads", "head"] is many matrices, each
+from "embed" to "heads" x "head". Optimizers that look at more than one entry at
+a time (muon, adafactor, lamb) must see those matrices, not the array: then a
+scanned model trains exactly as the unrolled one.
+"""
+
+import difflib
+import fnmatch
+from typing import Any
+
+import jax
+
+Names = tuple[str | None, ...]  # one logical name per dim
+Dims = tuple[int, ...]
+
+COPIES = frozenset({"layers", "experts"})  # dims that list whole weights
+ROWS = frozenset({"vocab", "position"})  # dims that an id picks from
+
+
+def is_names(node: Any) -> bool:
+  """Whether a node of a tree of names is a leaf."""
+  return isinstance(node, tuple)
+
+
+def sides(names: Names) -> tuple[Dims, Dims]:
+  """Splits the dims of one weight in inputs and outputs.
+
+  "head" belongs to the dim before it. Of more than two sides, as in a
+  convolution, the last is the output. A vector has no outputs.
+  """
+  groups: list[Dims] = []
+  for dim in weight_dims(names):
+    if names[dim] == "head" and groups and dim - 1 in groups[-1]:
+      groups[-1] += (dim,)
+    else:
+      groups.append((dim,))
+  if len(groups) < 2:
+    return sum(groups, ()), ()
+  return sum(groups[:-1], ()), groups[-1]
+
+
+def weight_dims(names: Names) -> Dims:
+  """The dims of one weight: all but those that list copies."""
+  return tuple(i for i, name in enumerate(names) if name not in COPIES)
+
+
+def is_matrix(names: Names) -> bool:
+  """Whether it multiplies activations: no bias, no scale, no table of rows."""
+  return bool(sides(names)[1]) and not ROWS.intersection(names)
+
+
+def paths(axes: Any) -> list[str]:
+  """The path of every leaf, as in "layers/attention/q"."""
+  flat = jax.tree.leaves_with_path(axes, is_leaf=is_names)
+  return [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in flat]
+
+
+def decayed(axes: Any, no_decay: tuple[str, ...] | None) -> dict[str, bool]:
+  """Path of every leaf -> whether weight decay shrinks it.
+
+  Args:
+    axes: tree of names.
+    no_decay: patterns of paths that are left alone, "*" for any characters;
+      None leaves alone whatever is no matrix: norms, biases and tables.
+
+  Raises:
+    ValueError: a pattern that matches nothing.
+  """
+  names = jax.tree.leaves(axes, is_leaf=is_names)
+  if no_decay is None:
+    return dict(zip(paths(axes), map(is_matrix, names), strict=True))
+  known = paths(axes)
+  for pattern in no_decay:
+    if not any(fnmatch.fnmatchcase(path, pattern) for path in known):
+      near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)
+      raise ValueError(
+        f"optim.no_decay: {pattern!r} matches no parameter; the nearest are "
+        f"{', '.join(near)}."
+      )
+  return {
+    path: not any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay)
+    for path in known
+  }
