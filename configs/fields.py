@@ -71,7 +71,10 @@ def make(cls: type, values: Mapping[str, Any], key: str, base: Any = None):
       return dataclasses.replace(base, **changes)
     return cls(**changes)
   except ValueError as error:
-    raise ValueError(f"{key}: {error}") from error
+    section = key.removeprefix("config.")
+    said = str(error).removeprefix(f"{section}.")
+    joint = ": " if said == str(error) else "."
+    raise ValueError(f"{key}{joint}{said}") from error
 
 
 def cast(value: Any, hint: Any, key: str) -> Any:

@@ -33,6 +33,8 @@ class Llama:
   def __post_init__(self):
     if self.n_layers < 1:
       raise ValueError(f"n_layers={self.n_layers} is below 1.")
+    if self.d_model < 1:
+      raise ValueError(f"model.d_model={self.d_model} is below 1.")
 
 
 PRESETS = {
@@ -150,6 +152,7 @@ def test_what_picks_a_class_is_read_before_the_fields_and_the_last_one_wins():
     ("model.window=1,x", "expected tuple[int, int] | None."),
     ("model.rope=3", "expected Rope | None."),
     ("model.n_layers=0", "config.model: n_layers=0 is below 1."),
+    ("model.d_model=0", "config.model.d_model=0 is below 1."),
     ("model.preset=9b", "config.model.preset=9b: choose one of tiny, 8b."),
     ("optim.name=adam", "config.optim.name=adam: choose one of adamw, sgd."),
     ("optim=3", "config.optim is a section"),
