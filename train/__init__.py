@@ -1,0 +1,1 @@
+"""(state, batch) to (state, metrics), and all that surrounds it."""

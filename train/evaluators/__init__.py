@@ -1,0 +1,1 @@
+"""What is measured on the way and at the end."""

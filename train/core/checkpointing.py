@@ -1,0 +1,199 @@
+"""Saves a run while it goes on, and finds the place to go on from.
+
+Arrays are copied off the devices before `save` returns and written behind the
+running step. A checkpoint counts once its manifest is written, last of all.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from models import checkpoint
+from train.core.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How often, and how many are kept."""
+
+  every_steps: int = 0  # 0: only the last step, which is always saved
+  keep_last: int = 2  # newest checkpoints that stay
+
+  def __post_init__(self):
+    if self.every_steps < 0:
+      raise ValueError(f"every_steps={self.every_steps} must not be negative.")
+    if self.keep_last < 1:
+      raise ValueError(f"keep_last={self.keep_last} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What a run needs beside its arrays to go on as if nothing had happened."""
+
+  data: dict[str, Any]  # row of the global batch -> state of its stream
+  loop: dict[str, Any]  # tokens seen, early stopping
+
+
+class Checkpoints:
+  """The checkpoints of one run, in workdir/checkpoints.
+
+  Args:
+    workdir: of the run.
+    config: how often, how many.
+    settings: the resolved config of the run, plain data.
+    copy_tokenizer: writes tokenizer.* into a folder.
+    parent: the checkpoint that the run began from, if any.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.Path,
+    config: Config,
+    settings: dict[str, Any],
+    copy_tokenizer: Callable[[epath.Path], None],
+    parent: str | None = None,
+  ):
+    self._folder = workdir / "checkpoints"
+    self._workdir = workdir
+    self._config = config
+    self._settings = settings
+    self._copy_tokenizer = copy_tokenizer
+    self._parent = parent
+    self._is_first = jax.process_index() == 0
+    self._writer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler("params", "state")
+    )
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._sealed: concurrent.futures.Future | None = None
+    if self._is_first:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._sweep()
+
+  def save(
+    self, state: TrainState, progress: Progress, metrics: dict[str, float]
+  ) -> None:
+    """Starts a save; returns when the devices may go on."""
+    self.wait()
+    step = int(state.step)
+    path, staged = self._folder / str(step), self._folder / f"{step}.data"
+    staged.mkdir(parents=True, exist_ok=True)
+    process = jax.process_index()
+    (staged / f"{process}.json").write_text(
+      json.dumps(dataclasses.asdict(progress))
+    )
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    self._writer.save(
+      path,
+      ocp.args.Composite(
+        params=ocp.args.PyTreeSave(state.params),
+        state=ocp.args.PyTreeSave(rest),
+      ),
+      force=True,
+    )
+    card = self._card(step, metrics)
+    self._sealed = self._thread.submit(self._seal, path, staged, card)
+
+  def wait(self) -> None:
+    """Blocks until the save that is under way is on disk; raises its error."""
+    if self._sealed is not None:
+      self._sealed.result()
+      self._sealed = None
+
+  def close(self) -> None:
+    """Waits, and ends the threads."""
+    self.wait()
+    self._thread.shutdown()
+    self._writer.close()
+
+  def restore(
+    self, wanted: TrainState, say: Callable[[str], None]
+  ) -> tuple[TrainState, Progress] | None:
+    """The newest checkpoint that verifies, and why it was chosen; or None.
+
+    Args:
+      wanted: shapes, types and shardings, on whatever mesh this run has.
+      say: takes a line for the person who watches.
+    """
+    found = checkpoint.steps(self._workdir)
+    for step in reversed(found):
+      path = self._folder / str(step)
+      if problem := checkpoint.verify(path):
+        say(f"passing over {path}: {problem}")
+        continue
+      say(f"resuming from {path}: the newest of {len(found)} that verifies")
+      return _read(path, wanted)
+    if found:
+      raise ValueError(
+        f"none of the {len(found)} checkpoints in {self._folder} verifies: "
+        "mend one from a backup, or use another --workdir."
+      )
+    return None
+
+  def _seal(self, path: epath.Path, staged: epath.Path, card: dict) -> None:
+    self._writer.wait_until_finished()
+    if not self._is_first:
+      return
+    staged.rename(path / "data")
+    (path / "config.json").write_text(json.dumps(self._settings, indent=1))
+    (path / "card.json").write_text(json.dumps(card, indent=1))
+    self._copy_tokenizer(path)
+    checkpoint.seal(path)
+    for step in checkpoint.steps(self._workdir)[: -self._config.keep_last]:
+      _delete(self._folder / str(step))
+
+  def _sweep(self) -> None:
+    """Removes what an interrupted save left behind."""
+    for path in self._folder.iterdir():
+      if not (path / checkpoint.MANIFEST).exists():
+        path.rmtree()
+
+  def _card(self, step: int, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+      "step": step,
+      "parent": self._parent,
+      "command": " ".join(sys.orig_argv),
+      "git": _revision(),
+      "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+      "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+      "jax": jax.__version__,
+      "metrics": metrics,
+    }
+
+
+def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
+  params = checkpoint.restore(path / "params", wanted.params)
+  rest = checkpoint.restore(
+    path / "state", {"step": wanted.step, "opt_state": wanted.opt_state}
+  )
+  parts = [
+    json.loads(file.read_text()) for file in sorted((path / "data").iterdir())
+  ]
+  rows = {row: s for part in parts for row, s in part["data"].items()}
+  progress = Progress(rows, parts[0]["loop"])
+  return TrainState(params=params, **rest), progress
+
+
+def _delete(path: epath.Path) -> None:
+  (path / checkpoint.MANIFEST).unlink()  # first: half of one is none
+  path.rmtree()
+
+
+def _revision() -> str | None:
+  """The commit of the code that runs, with a + where it was changed since."""
+  root = os.path.dirname(os.path.abspath(__file__))
+  ask = ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12"]
+  try:
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=10)
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() or None

@@ -1,0 +1,78 @@
+"""What a step changes: the step's number, the parameters, the optimizer."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import optax
+from jax import numpy as jnp
+from jaxtyping import Array, Int
+
+from models import families
+from sharding.rules import Layout
+from train.core import optim
+
+
+@flax.struct.dataclass
+class TrainState:
+  """No functions and no key: the key of a step is fold_in(seed, step)."""
+
+  step: Int[Array, ""]
+  params: Any
+  opt_state: optax.OptState
+
+
+def _start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def shardings(
+  model: families.Config,
+  optimizer: optax.GradientTransformation,
+  layout: Layout,
+) -> TrainState:
+  """Where every leaf of the state lives: moments by the rules of `state`.
+
+  Raises:
+    ValueError: the rules do not fit a shape; names the leaf and the sizes.
+  """
+  params, axes = families.abstract(model), families.axes(model)
+  moments = layout.shardings(axes, params, "state")
+  return TrainState(
+    layout.replicated,
+    layout.shardings(axes, params, "params"),
+    optim.shardings(optimizer, params, moments),
+  )
+
+
+def abstract(
+  model: families.Config,
+  optimizer: optax.GradientTransformation,
+  layout: Layout,
+) -> TrainState:
+  """Shapes, types and shardings of the state; nothing is computed."""
+  shapes = jax.eval_shape(
+    lambda: _start(families.init(model, jax.random.key(0)), optimizer)
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings(model, optimizer, layout),
+  )
+
+
+def init(
+  model: families.Config,
+  optimizer: optax.GradientTransformation,
+  layout: Layout,
+  seed: int,
+) -> TrainState:
+  """The first state, born where it lives: no device holds what it does not
+  keep. The numbers are the same on every mesh.
+  """
+  make = jax.jit(
+    lambda key: _start(families.init(model, key), optimizer),
+    out_shardings=shardings(model, optimizer, layout),
+  )
+  with layout.use():
+    return make(jax.random.key(seed))

@@ -1,0 +1,111 @@
+"""One training step: a pure function, (state, batch) to (state, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax import numpy as jnp
+from jaxtyping import Array
+
+from data.batch import Batch
+from train.core.state import TrainState
+
+Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
+# (params, batch, key) -> (loss_sum, weight_sum, metrics): sums, so that they
+# add over micro-batches, hosts and time.
+Objective = Callable[[Any, Batch, Array | None], tuple[Array, Array, Metrics]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make(
+  objective: Objective,
+  optimizer: optax.GradientTransformationExtraArgs,
+  *,
+  n_micro: int = 1,
+  seed: int = 0,
+  grad_shardings: Any = None,
+) -> Step:
+  """Builds the step that the loop compiles once, with the state donated.
+
+  Gradients of the micro-batches are added and divided once, by the weight of
+  the whole batch: how a batch is split never changes the update.
+
+  Args:
+    objective: what is minimised, per unit of weight.
+    optimizer: as `optim.make` builds it.
+    n_micro: parts that a batch is worked through in; divides its rows.
+    seed: of dropout; a step's key depends on its number alone.
+    grad_shardings: where the sum of the gradients lives, a tree like params.
+  """
+
+  def summed(params, batch, key):
+    def loss(params):
+      loss_sum, weight_sum, metrics = objective(params, batch, key)
+      return loss_sum, (loss_sum, weight_sum, metrics)
+
+    grads, sums = jax.grad(loss, has_aux=True)(params)
+    if grad_shardings is not None:
+      grads = jax.lax.with_sharding_constraint(grads, grad_shardings)
+    return grads, sums
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    params = state.params
+    grads, (loss_sum, weight, metrics) = over_micro_batches(
+      lambda part, key: summed(params, part, key), batch, key, n_micro
+    )
+    weight = jnp.maximum(weight, 1)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+
+    def mean_loss(params):
+      total, _ = over_micro_batches(
+        lambda part, key: objective(params, part, key)[:2], batch, key, n_micro
+      )
+      return total / weight
+
+    updates, opt_state = optimizer.update(
+      grads,
+      state.opt_state,
+      params,
+      value=loss_sum / weight,
+      grad=grads,
+      value_fn=mean_loss,  # traced only by optimizers that search along a line
+    )
+    one = jnp.ones(())
+    metrics["grad_norm"] = (optax.tree.norm(grads), one)
+    metrics["update_norm"] = (optax.tree.norm(updates), one)
+    return TrainState(
+      state.step + 1, optax.apply_updates(params, updates), opt_state
+    ), metrics
+
+  return step
+
+
+def over_micro_batches(
+  function: Callable[[Batch, Array], Any],
+  batch: Batch,
+  key: Array,
+  n_micro: int,
+) -> Any:
+  """Adds up function(part, key of the part) over the parts of a batch.
+
+  Row r goes to part r % n_micro: rows stay on the devices that hold them.
+  """
+
+  def split(x):
+    return jnp.moveaxis(x.reshape(-1, n_micro, *x.shape[1:]), 1, 0)
+
+  if n_micro == 1:
+    return function(batch, jax.random.fold_in(key, 0))
+  parts = jax.tree.map(split, batch)
+  shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts), key)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def add(total, inputs):
+    index, part = inputs
+    sums = function(part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, sums), None
+
+  total, _ = jax.lax.scan(add, zeros, (jnp.arange(n_micro), parts))
+  return total

@@ -1,0 +1,122 @@
+"""What a run says: lines for people, rows for programs, curves for both.
+
+metrics.jsonl and the TensorBoard events are written by a thread; the loop only
+hands over numbers. Rows after the step that a run resumes from are dropped
+first: every step stands there once.
+"""
+
+import json
+import queue
+import threading
+from typing import Any, Protocol
+
+import jax
+import tensorboardX
+from etils import epath
+
+
+class Tracker(Protocol):
+  """Where numbers and texts of a run go."""
+
+  def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """Takes numbers of one step: kind is train, eval, ..."""
+    ...
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Takes a text of one step."""
+    ...
+
+  def say(self, line: str) -> None:
+    """Takes a line for whoever watches."""
+    ...
+
+  def close(self) -> None:
+    """Writes what is left."""
+    ...
+
+
+class Silent:
+  """The tracker of all processes but the first."""
+
+  def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """Drops them: the first process has the same."""
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Drops it."""
+
+  def say(self, line: str) -> None:
+    """Drops it."""
+
+  def close(self) -> None:
+    """Has nothing to write."""
+
+
+class Files:
+  """metrics.jsonl, TensorBoard events and the terminal."""
+
+  def __init__(self, workdir: epath.Path, step: int):
+    self._path = workdir / "metrics.jsonl"
+    kept = [row for row in rows(workdir) if row["step"] <= step]
+    self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir), purge_step=step + 1 if step else None, flush_secs=10
+    )
+    self._queue: queue.SimpleQueue = queue.SimpleQueue()
+    self._thread = threading.Thread(
+      target=self._write, name="tracker", daemon=True
+    )
+    self._thread.start()
+
+  def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """Queues a row."""
+    self._queue.put((step, kind, values))
+
+  def text(self, step: int, name: str, text: str) -> None:
+    """Queues a text; it goes to TensorBoard and to samples.txt."""
+    self._queue.put((step, name, text))
+
+  def say(self, line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+  def close(self) -> None:
+    """Writes what is queued and closes the files."""
+    self._queue.put(None)
+    self._thread.join()
+    self._board.close()
+
+  def _write(self) -> None:
+    samples = self._path.parent / "samples.txt"
+    with self._path.open("a") as jsonl:
+      while (item := self._queue.get()) is not None:
+        step, name, value = item
+        if isinstance(value, str):
+          self._board.add_text(name, f"```\n{value}\n```", step)
+          with samples.open("a") as file:
+            file.write(f"--- step {step}, {name}\n{value}\n")
+          continue
+        jsonl.write(json.dumps({"step": step, "kind": name, **value}) + "\n")
+        if self._queue.empty():
+          jsonl.flush()
+        for key, number in value.items():
+          self._board.add_scalar(f"{name}/{key}", number, step)
+
+
+def open_tracker(workdir: epath.Path, step: int) -> Tracker:
+  """The tracker of this process, for a run that goes on after `step`."""
+  if jax.process_index():
+    return Silent()
+  workdir.mkdir(parents=True, exist_ok=True)
+  return Files(workdir, step)
+
+
+def rows(workdir: epath.Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl so far; a torn last line is left out."""
+  path = workdir / "metrics.jsonl"
+  found = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      found.append(json.loads(line))
+    except ValueError:
+      break
+  return found

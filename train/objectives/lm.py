@@ -1,0 +1,183 @@
+"""Causal language modelling: negative log-likelihood of the next token.
+
+The logits of all tokens are never held at once: the cross-entropy goes through
+the text in chunks, and each chunk leaves the gradients of its hidden states and
+of the head behind, so that nothing is computed twice. z-loss: arXiv 2204.02311.
+Label smoothing: 1512.00567.
+Extra letters: U tokens of a chunk.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from data.batch import Batch
+from models import families
+from models.weights import Weight, einsum
+from sharding.rules import constrain
+
+Sums = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What is added to the plain likelihood, and how much is held at once."""
+
+  z_loss: float = 0.0  # weight of log(Z)^2; 1e-4 in PaLM
+  label_smoothing: float = 0.0  # share of the target spread over the vocabulary
+  chunk_tokens: int = 256  # positions of each row whose logits are held at once
+
+  def __post_init__(self):
+    if self.z_loss < 0:
+      raise ValueError(f"z_loss={self.z_loss} must not be negative.")
+    if not 0 <= self.label_smoothing < 1:
+      raise ValueError(
+        f"label_smoothing={self.label_smoothing} must lie in [0, 1)."
+      )
+    if self.chunk_tokens < 1:
+      raise ValueError(f"chunk_tokens={self.chunk_tokens} must be positive.")
+
+
+def make(config: Config, model: families.Config):
+  """Builds the objective: (params, batch, key) -> (sum, weight, metrics).
+
+  A key of None evaluates: no dropout.
+  """
+  module = families.build(model)
+
+  def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
+    hidden_BTD, _ = module.apply(
+      {"params": params},
+      batch.tokens,
+      batch.positions,
+      batch.segment_ids,
+      deterministic=key is None,
+      rngs=None if key is None else {"dropout": key},
+    )
+    loss, sums = cross_entropy(
+      config,
+      jnp.dtype(model.dtype),
+      hidden_BTD,
+      families.head(params),
+      batch.targets,
+      batch.weights,
+    )
+    weight = batch.weights.sum()
+    return loss, weight, {name: (s, weight) for name, s in sums.items()}
+
+  return objective
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def cross_entropy(
+  config: Config,
+  dtype: jnp.dtype,
+  hidden: Float[Array, "B T D"],
+  head: Weight,
+  targets: Int[Array, "B T"],
+  weights: Float[Array, "B T"],
+) -> tuple[Float[Array, ""], Sums]:
+  """Weighted sum of the loss over all tokens, and the sums to report.
+
+  Memory: B * chunk_tokens * V logits, whatever the length. Only the loss has a
+  gradient; with it, the backward pass costs two matrix products and no second
+  forward pass.
+  """
+
+  def add(total, chunk):
+    hidden_BUD, targets_BU, weights_BU = chunk
+    logits = einsum("BUD,VD->BUV", hidden_BUD, head, dtype)
+    sums, _ = _chunk(config, logits, targets_BU, weights_BU)
+    return jax.tree.map(jnp.add, total, sums), None
+
+  sums, _ = jax.lax.scan(
+    add, _zeros(), _chunks(config, hidden, targets, weights)
+  )
+  return sums.pop("objective"), sums
+
+
+def _forward(config, dtype, hidden, head, targets, weights):
+  def add(carry, chunk):
+    total, grad_head = carry
+    hidden_BUD, targets_BU, weights_BU = chunk
+    logits, pull = jax.vjp(
+      lambda h, w: einsum("BUD,VD->BUV", h, w, dtype), hidden_BUD, head
+    )
+    sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
+    grad_hidden, grad = pull(grad_logits.astype(logits.dtype))
+    grad_head = jax.tree.map(jnp.add, grad_head, grad)
+    return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
+
+  start = _zeros(), jax.tree.map(jnp.zeros_like, head)
+  (sums, grad_head), grad_hidden = jax.lax.scan(
+    add, start, _chunks(config, hidden, targets, weights)
+  )
+  n_rows, _, width = hidden.shape
+  grad_hidden = jnp.moveaxis(grad_hidden, 0, 1).reshape(n_rows, -1, width)
+  return (sums.pop("objective"), sums), (
+    grad_hidden[:, : hidden.shape[1]],
+    grad_head,
+  )
+
+
+def _backward(config, dtype, saved, cotangents):
+  g, _ = cotangents  # of the loss; what is only reported has none
+  grads = jax.tree.map(lambda x: (g * x).astype(x.dtype), saved)
+  return *grads, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _zeros() -> Sums:
+  names = ("objective", "loss", "accuracy")
+  return {name: jnp.zeros((), jnp.float32) for name in names}
+
+
+def _chunks(config: Config, *arrays: Array) -> tuple[Array, ...]:
+  """[B, T, ...] -> [T / U, B, U, ...]; the end is padded with weight 0."""
+  length = arrays[0].shape[1]
+  size = min(config.chunk_tokens, length)
+
+  def split(x):
+    pad = [(0, 0)] * x.ndim
+    pad[1] = (0, -length % size)
+    x = jnp.pad(x, pad).reshape(x.shape[0], -1, size, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  return tuple(split(x) for x in arrays)
+
+
+def _chunk(
+  config: Config,
+  logits: Float[Array, "B U V"],
+  targets: Int[Array, "B U"],
+  weights: Float[Array, "B U"],
+) -> tuple[Sums, Float[Array, "B U V"]]:
+  """Sums over a chunk, and the gradient of its objective by the logits."""
+  logits = constrain(logits, "batch", "length", "act_vocab")
+  logits = logits.astype(jnp.float32)
+  smooth = config.label_smoothing
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  hit = jnp.expand_dims(targets, -1) == jnp.arange(logits.shape[-1])[None, None]
+  at_target = jnp.where(hit, logits, 0.0).sum(-1)
+  nll = log_z - at_target
+  loss = nll + config.z_loss * jnp.square(log_z)
+  if smooth:
+    loss += smooth * (at_target - logits.mean(-1))
+  best = jnp.equal(logits.argmax(-1), targets)
+  sums = {
+    "objective": (loss * weights).sum(),
+    "loss": (nll * weights).sum(),
+    "accuracy": (best * weights).sum(),
+  }
+  slope = (1 + 2 * config.z_loss * log_z) * weights
+  grad = jnp.exp(logits - log_z[..., None]) * slope[..., None]
+  grad -= jnp.where(hit, (1 - smooth) * weights[..., None], 0.0)
+  if smooth:
+    grad -= smooth / logits.shape[-1] * weights[..., None]
+  return sums, grad
