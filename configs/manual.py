@@ -65,6 +65,16 @@ def nearest(
   key: str, page: Mapping[str, Any], sections: fields.Sections
 ) -> str:
   """Says which setting a misspelt one most likely means."""
+  section, *path = key.removeprefix("config.").split(".")
+  choice = sections.get(section)
+  if path and isinstance(choice, Mapping):
+    owners = [name for name, cls in choice.items() if fields.hint_at(cls, path)]
+    if owners:
+      chosen = page[section]["name"]
+      return (
+        f"{key} is no setting of config.{section}.name={chosen}, but of "
+        f"{', '.join(owners)}."
+      )
   known = {}
   for section, choice in sections.items():
     for cls in _classes(section, choice, page):

@@ -218,6 +218,15 @@ def test_what_people_type_leads_to_the_setting_that_they_mean(key, meant):
   assert f"the nearest is config.{meant} (" in str(error.value)
 
 
+def test_a_setting_of_another_choice_is_told_as_such():
+  with pytest.raises(ValueError) as error:
+    build("optim.momentum=0.5")
+  assert str(error.value) == (
+    "config.optim.momentum is no setting of config.optim.name=adamw, "
+    "but of sgd."
+  )
+
+
 def mutants(key, known, rng):
   """Three typos of a key: a letter dropped, doubled letters swapped, added."""
   for kind in ("drop", "swap", "add"):
