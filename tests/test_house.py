@@ -240,6 +240,8 @@ def imports_are_at_the_top(files: Files) -> Iterator[str]:
       for name in imports(file, function):
         if name.split(".")[0] not in OPTIONAL:
           yield f"{file.path}:{function.name} hides the import of {name}"
+    if file.floor in FLOORS and "import_module" in file.text:
+      yield f"{file.path} hides an import behind importlib"
 
 
 def modules_say_what_they_are(files: Files) -> Iterator[str]:
@@ -302,7 +304,7 @@ def readme_shows_the_house(files: Files) -> Iterator[str]:
 def nothing_runs_what_it_reads(files: Files) -> Iterator[str]:
   banned_calls = {
     "eval", "exec", "__import__", "torch.load", "yaml.load", "os.system",
-    "os.popen", "importlib.import_module",
+    "os.popen",
   }  # fmt: skip
   banned_modules = {"pickle", "cPickle", "dill", "cloudpickle", "marshal"}
   banned_words = {"shell": True, "allow_pickle": True, "weights_only": False}
@@ -440,6 +442,7 @@ BITES: dict[Law, list[tuple[Files, str]]] = {
       code_of("a/b.py", "class A:", "  def f(self):", "    from x import y"),
       "b.py:f hides the import of x.y",
     ),
+    (code_of("data/b.py", "importlib.import_module('x')"), "behind importlib"),
   ],
   modules_say_what_they_are: [([File("a/b.py", "x = 1")], "no docstring")],
   rooms_are_furnished: [
