@@ -24,6 +24,11 @@ def is_names(node: Any) -> bool:
   return isinstance(node, tuple)
 
 
+def map(function, axes: Any, *trees: Any) -> Any:
+  """Maps (names, leaf, ...) over a tree of names and trees like it."""
+  return jax.tree.map(function, axes, *trees, is_leaf=is_names)
+
+
 def sides(names: Names) -> tuple[Dims, Dims]:
   """Splits the dims of one weight in inputs and outputs.
 
@@ -70,7 +75,7 @@ def decayed(axes: Any, no_decay: tuple[str, ...] | None) -> dict[str, bool]:
   """
   names = jax.tree.leaves(axes, is_leaf=is_names)
   if no_decay is None:
-    return dict(zip(paths(axes), map(is_matrix, names), strict=True))
+    return dict(zip(paths(axes), [is_matrix(n) for n in names], strict=True))
   known = paths(axes)
   for pattern in no_decay:
     if not any(fnmatch.fnmatchcase(path, pattern) for path in known):

@@ -25,7 +25,7 @@ Axes = Any  # a tree like the parameters, of tuples of logical names
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Descent:
-  """What all optimizers share that step along a direction."""
+  """What all have in common that step along a direction."""
 
   lr: float  # at the peak of the schedule
   weight_decay: float = 0.0  # per unit of lr
@@ -36,53 +36,22 @@ class _Descent:
   def __post_init__(self):
     _check(self, "lr", self.lr > 0, "above 0")
     _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
-    _check(self, "clip", self.clip is None or self.clip > 0, "above 0, or None")
-    _check(
-      self,
-      "no_decay",
-      self.no_decay is None or self.weight_decay > 0,
-      "left out where weight_decay is 0: nothing is decayed",
-    )
+    _check(self, "clip", self.clip is None or self.clip > 0, "above 0 or None")
+    fits = self.no_decay is None or self.weight_decay > 0
+    _check(self, "no_decay", fits, "left out where weight_decay is 0")
     for name in ("b1", "b2", "momentum"):
       value = getattr(self, name, 0.0)
       _check(self, name, 0 <= value < 1, "in [0, 1)")
 
-  def direction(
-    self, axes: Axes, decay: optax.GradientTransformation
-  ) -> optax.GradientTransformation:
-    """Gradients to steps, upwards, with the decay where it belongs."""
-    raise NotImplementedError
-
-  def build(
-    self, schedule: optax.Schedule, axes: Axes
-  ) -> optax.GradientTransformation:
-    """All four parts, for fp32 parameters."""
-    mask = _decay_mask(axes, self.no_decay)
-    decay = optax.add_decayed_weights(self.weight_decay, mask)
-    return optax.chain(
-      optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
-      self.direction(axes, decay),
-      optax.scale_by_learning_rate(lambda count: self.lr * schedule(count)),
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Averaged(_Descent):
-  """Offers an average of the parameters for evaluation."""
-
-  ema: float | None = None  # share kept at each step, such as 0.999
+  ema: float | None = None  # share of the average kept at a step, as 0.999
 
   def __post_init__(self):
     super().__post_init__()
     fits = self.ema is None or 0 < self.ema < 1
-    _check(self, "ema", fits, "in (0, 1), or None")
-
-  def build(
-    self, schedule: optax.Schedule, axes: Axes
-  ) -> optax.GradientTransformation:
-    """See _Descent."""
-    step = super().build(schedule, axes)
-    return step if self.ema is None else optax.chain(step, ema.track(self.ema))
+    _check(self, "ema", fits, "in (0, 1) or None")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,25 +66,15 @@ class SGD(_Averaged):
     fits = self.momentum > 0 or not self.nesterov
     _check(self, "nesterov", fits, "left out where momentum is 0")
 
-  def direction(self, axes, decay):
-    """See _Descent."""
-    if not self.momentum:
-      return decay
-    return optax.chain(optax.trace(self.momentum, self.nesterov), decay)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(_Averaged):
-  """1711.05101; defaults as in GPT-3 and Llama."""
+  """1711.05101; defaults of GPT-3 and Llama."""
 
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
   weight_decay: float = 0.1
-
-  def direction(self, axes, decay):
-    """See _Descent."""
-    return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.eps), decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,14 +86,6 @@ class LAMB(_Averaged):
   eps: float = 1e-6
   weight_decay: float = 0.01
 
-  def direction(self, axes, decay):
-    """See _Descent; the decay is part of what is made as long."""
-    return optax.chain(
-      optax.scale_by_adam(self.b1, self.b2, self.eps),
-      decay,
-      per_layer.scale_by_trust_ratio(axes),
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lion(_Averaged):
@@ -144,29 +95,18 @@ class Lion(_Averaged):
   b2: float = 0.99
   weight_decay: float = 1.0
 
-  def direction(self, axes, decay):
-    """See _Descent."""
-    return optax.chain(optax.scale_by_lion(self.b1, self.b2), decay)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(_Averaged):
-  """1804.04235: rows and columns of second moments, relative steps.
+  """1804.04235: rows and columns of second moments, steps relative to weights.
 
-  Every weight with inputs and outputs is factored, tables too, whatever its
-  size; no first moment.
+  Factors all weights with inputs and outputs, tables too, whatever their size;
+  keeps no first moment.
   """
 
   decay_power: float = 0.8  # step t weighs t ** -decay_power
   clip_rms: float = 1.0  # largest rms of a step relative to its weight
   min_rms: float = 1e-3  # smaller weights move as if they were this large
-
-  def direction(self, axes, decay):
-    """See _Descent."""
-    scale = per_layer.scale_by_factored_rms(
-      axes, self.decay_power, self.clip_rms, self.min_rms
-    )
-    return optax.chain(scale, decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,9 +114,9 @@ class Muon(_Averaged):
   """Orthogonalized momentum for matrices, AdamW for everything else.
 
   Which dims make a matrix is read from their names (leaves.sides) and handed to
-  optax as dimension numbers: heads are folded, and layers and experts are a
-  batch. Steps have the rms of AdamW's (2502.16982), so that lr and weight_decay
-  are those of AdamW for both kinds.
+  optax as dimension numbers: heads are folded, layers and experts are a batch.
+  Steps have the rms of AdamW's (2502.16982), so that one lr and one
+  weight_decay serve both kinds.
   """
 
   momentum: float = 0.95
@@ -188,87 +128,38 @@ class Muon(_Averaged):
   eps: float = 1e-8
   weight_decay: float = 0.1
 
-  def direction(self, axes, decay):
-    """See _Descent."""
-    dims = jax.tree.map(_muon_dims, axes, is_leaf=leaves.is_names)
-    kinds = jax.tree.map(
-      lambda names: "matrix" if leaves.is_matrix(names) else "other",
-      axes,
-      is_leaf=leaves.is_names,
-    )
-    matrix = optax.chain(
-      optax.contrib.scale_by_muon(
-        ns_steps=self.n_iterations,
-        beta=self.momentum,
-        nesterov=self.nesterov,
-        weight_dimension_numbers=dims,
-      ),
-      per_layer.scale_orthogonal(axes, self.rms),
-    )
-    other = optax.scale_by_adam(self.b1, self.b2, self.eps)
-    parts = {"matrix": matrix, "other": other}
-    return optax.chain(optax.partition(parts, kinds), decay)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleFree(_Descent):
-  """AdamW that averages instead of decaying its lr: 2405.15682.
+  """AdamW that averages instead of lowering its lr: 2405.15682.
 
-  Meant for a constant schedule with warm-up; eval_params gives the average.
+  Meant for a constant schedule with warm-up.
   """
 
-  b1: float = 0.9  # of the interpolation; above 0
+  b1: float = 0.9  # of the interpolation; the average is divided by it
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.1
 
   def __post_init__(self):
     super().__post_init__()
-    _check(self, "b1", self.b1 > 0, "above 0: the average is divided by it")
-
-  def direction(self, axes, decay):
-    """See _Descent."""
-    scale = optax.scale_by_rms(
-      self.b2, self.eps, eps_in_sqrt=False, bias_correction=True
-    )
-    return optax.chain(scale, decay)
-
-  def build(
-    self, schedule: optax.Schedule, axes: Axes
-  ) -> optax.GradientTransformation:
-    """See _Descent."""
-    return optax.contrib.schedule_free(
-      super().build(schedule, axes),
-      # optax counts from 1 here.
-      learning_rate=lambda count: self.lr * schedule(count - 1),
-      b1=self.b1,
-    )
+    _check(self, "b1", self.b1 > 0, "above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LBFGS:
   """L-BFGS with a zoom line search, for fits on the full batch.
 
-  The line search finds the length of each step; the schedule's factor is its
-  first guess. Keeps 2 * n_pairs copies of the parameters.
+  The search finds how far to step; the schedule's factor is its first guess.
+  The state is 2 * n_pairs + 4 times as large as the parameters.
   """
 
   n_pairs: int = 10  # steps remembered
-  search_steps: int = 20  # at most, each a value and a gradient
+  search_steps: int = 20  # at most, each one value and gradient
 
   def __post_init__(self):
     for name in ("n_pairs", "search_steps"):
       _check(self, name, getattr(self, name) >= 1, "at least 1")
-
-  def build(
-    self, schedule: optax.Schedule, axes: Axes
-  ) -> optax.GradientTransformation:
-    """Needs value, grad and value_fn as extra arguments of update."""
-    del axes
-    search = optax.scale_by_zoom_linesearch(
-      self.search_steps, initial_guess_strategy="one"
-    )
-    return optax.lbfgs(schedule, self.n_pairs, linesearch=search)
 
 
 Config = SGD | AdamW | LAMB | Lion | Adafactor | Muon | ScheduleFree | LBFGS
@@ -307,21 +198,96 @@ def make(
   Raises:
     ValueError: a pattern of no_decay that matches no parameter.
   """
-  return _in_float32(config.build(schedule, axes))
+  if isinstance(config, LBFGS):
+    search = optax.scale_by_zoom_linesearch(
+      config.search_steps, initial_guess_strategy="one"
+    )
+    return _in_float32(optax.lbfgs(schedule, config.n_pairs, linesearch=search))
+
+  def lr(count):
+    return config.lr * schedule(count)
+
+  clip = optax.identity()
+  if config.clip is not None:
+    clip = optax.clip_by_global_norm(config.clip)
+  step = optax.chain(
+    clip, _direction(config, axes), optax.scale_by_learning_rate(lr)
+  )
+  if isinstance(config, ScheduleFree):
+    # optax counts from 1 here.
+    step = optax.contrib.schedule_free(step, lambda i: lr(i - 1), config.b1)
+  elif config.ema is not None:
+    step = optax.chain(step, ema.track(config.ema))
+  return _in_float32(step)
+
+
+def _direction(config: Config, axes: Axes) -> optax.GradientTransformation:
+  """Gradients to steps, still uphill, with the weight decay added."""
+  c = config
+  decay = optax.add_decayed_weights(
+    c.weight_decay, _decay_mask(axes, c.no_decay)
+  )
+  match c:
+    case SGD(momentum=0.0):
+      return decay
+    case SGD():
+      return optax.chain(optax.trace(c.momentum, c.nesterov), decay)
+    case AdamW():
+      return optax.chain(optax.scale_by_adam(c.b1, c.b2, c.eps), decay)
+    case LAMB():  # the decay is part of what gets the weight's norm
+      adam = optax.scale_by_adam(c.b1, c.b2, c.eps)
+      return optax.chain(adam, decay, per_layer.scale_by_trust_ratio(axes))
+    case Lion():
+      return optax.chain(optax.scale_by_lion(c.b1, c.b2), decay)
+    case Adafactor():
+      factored = per_layer.scale_by_factored_rms(
+        axes, c.decay_power, c.clip_rms, c.min_rms
+      )
+      return optax.chain(factored, decay)
+    case Muon():
+      return optax.chain(_muon(c, axes), decay)
+    case ScheduleFree():  # AdamW without a first moment
+      rms = optax.scale_by_rms(
+        c.b2, c.eps, eps_in_sqrt=False, bias_correction=True
+      )
+      return optax.chain(rms, decay)
+
+
+def _muon(config: Muon, axes: Axes) -> optax.GradientTransformation:
+  def dims(names):
+    if not leaves.is_matrix(names):
+      return optax.MaskedNode()
+    return optax.contrib.MuonDimensionNumbers(*leaves.sides(names))
+
+  def kind(names):
+    return "matrix" if leaves.is_matrix(names) else "other"
+
+  matrix = optax.chain(
+    optax.contrib.scale_by_muon(
+      ns_steps=config.n_iterations,
+      beta=config.momentum,
+      nesterov=config.nesterov,
+      weight_dimension_numbers=leaves.map(dims, axes),
+    ),
+    per_layer.scale_orthogonal(axes, config.rms),
+  )
+  other = optax.scale_by_adam(config.b1, config.b2, config.eps)
+  return optax.partition(
+    {"matrix": matrix, "other": other}, leaves.map(kind, axes)
+  )
 
 
 def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   """The parameters to evaluate and publish: the average, where one is kept."""
-  kinds = (ema.EmaState, optax.contrib.ScheduleFreeState)
-  found = [
-    node
-    for node in jax.tree.leaves(opt_state, is_leaf=lambda x: _is(x, kinds))
-    if _is(node, kinds)
-  ]
-  if not found:
+
+  def averages(node):
+    return isinstance(node, ema.EmaState | optax.contrib.ScheduleFreeState)
+
+  nodes = jax.tree.leaves(opt_state, is_leaf=averages)
+  state = next(filter(averages, nodes), None)
+  if state is None:
     return params
-  (state,) = found
-  if _is(state, ema.EmaState):
+  if isinstance(state, ema.EmaState):
     mean = state.mean
   else:
     mean = optax.contrib.schedule_free_eval_params(state, params)
@@ -393,16 +359,6 @@ def _in_float32(
 def _decay_mask(axes: Axes, no_decay: tuple[str, ...] | None) -> Any:
   treedef = jax.tree.structure(axes, is_leaf=leaves.is_names)
   return treedef.unflatten(leaves.decayed(axes, no_decay).values())
-
-
-def _muon_dims(names: leaves.Names) -> Any:
-  if not leaves.is_matrix(names):
-    return optax.MaskedNode()
-  return optax.contrib.MuonDimensionNumbers(*leaves.sides(names))
-
-
-def _is(node: Any, kinds: Any) -> bool:
-  return isinstance(node, kinds)
 
 
 def _check(config: Any, name: str, fits: bool, allowed: str) -> None:

@@ -28,7 +28,7 @@ def scale_by_trust_ratio(axes: Any) -> optax.GradientTransformation:
     return update * jnp.where(moving, weight_norm / norm, 1.0)
 
   return optax.stateless(
-    lambda updates, params: _map(scale, axes, updates, params)
+    lambda updates, params: leaves.map(scale, axes, updates, params)
   )
 
 
@@ -42,7 +42,7 @@ def scale_orthogonal(axes: Any, rms: float) -> optax.GradientTransformation:
     sizes = [math.prod(update.shape[d] for d in s) for s in (inputs, outputs)]
     return update * (rms * math.sqrt(max(sizes)))
 
-  return optax.stateless(lambda updates, _: _map(scale, axes, updates))
+  return optax.stateless(lambda updates, _: leaves.map(scale, axes, updates))
 
 
 class FactoredState(NamedTuple):
@@ -72,7 +72,7 @@ def scale_by_factored_rms(
 
   def init(params):
     def zeros(side):
-      return _map(
+      return leaves.map(
         lambda names, p: _mean(jnp.zeros_like(p), leaves.sides(names)[side]),
         axes,
         params,
@@ -96,16 +96,12 @@ def scale_by_factored_rms(
       g = g / jnp.maximum(1.0, _rms(g, dims) / clip)
       return g * jnp.maximum(_rms(param, dims), min_rms)
 
-    row = _map(track(1), axes, state.row, updates)
-    column = _map(track(0), axes, state.column, updates)
-    updates = _map(scale, axes, updates, row, column, params)
+    row = leaves.map(track(1), axes, state.row, updates)
+    column = leaves.map(track(0), axes, state.column, updates)
+    updates = leaves.map(scale, axes, updates, row, column, params)
     return updates, FactoredState(state.count + 1, row, column)
 
   return optax.GradientTransformation(init, update)
-
-
-def _map(function, axes: Any, *trees: Any) -> Any:
-  return jax.tree.map(function, axes, *trees, is_leaf=leaves.is_names)
 
 
 def _mean(x: Float[Array, "..."], dims: leaves.Dims) -> Float[Array, "..."]:

@@ -20,55 +20,34 @@ class Constant:
 
   def __post_init__(self):
     if self.warmup_steps < 0:
-      raise ValueError(f"warmup_steps={self.warmup_steps} is below 0.")
-
-  def peak(self, total_steps: int) -> int:
-    """The step that gets the factor 1."""
-    if self.warmup_steps >= total_steps:
       raise ValueError(
-        f"schedule.warmup_steps={self.warmup_steps} never reaches the peak in "
-        f"a run of {total_steps} steps: warm up for at most {total_steps - 1}."
+        f"schedule.warmup_steps={self.warmup_steps} must be 0 or more."
       )
-    return self.warmup_steps
-
-  def rise(self, n_steps: int) -> optax.Schedule:
-    """Factors until the peak, which is at n_steps."""
-    return optax.linear_schedule(1 / (n_steps + 1), 1.0, n_steps)
-
-  def fall(self, n_steps: int) -> optax.Schedule:
-    """Factors from the peak, 1 at step 0, to the floor at n_steps."""
-    del n_steps
-    return optax.constant_schedule(1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(Constant):
-  """Falls along a straight line."""
-
+class _Falling(Constant):
   floor: float = 0.0  # factor at the last step
 
   def __post_init__(self):
     super().__post_init__()
     _check_share("floor", self.floor)
 
-  def fall(self, n_steps: int) -> optax.Schedule:
-    """See Constant."""
-    return optax.linear_schedule(1.0, self.floor, n_steps)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(_Falling):
+  """Falls along a straight line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine(Linear):
+class Cosine(_Falling):
   """Falls along half a cosine."""
 
   floor: float = 0.1  # factor at the last step; as in Chinchilla, 2203.15556
 
-  def fall(self, n_steps: int) -> optax.Schedule:
-    """See Constant."""
-    return optax.cosine_decay_schedule(1.0, n_steps, alpha=self.floor)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Polynomial(Linear):
+class Polynomial(_Falling):
   """Falls as a power of the share of steps that are left."""
 
   power: float = 2.0  # 1 is a straight line
@@ -76,15 +55,13 @@ class Polynomial(Linear):
   def __post_init__(self):
     super().__post_init__()
     if self.power <= 0:
-      raise ValueError(f"power={self.power} must be above 0; 1 is linear.")
-
-  def fall(self, n_steps: int) -> optax.Schedule:
-    """See Constant."""
-    return optax.polynomial_schedule(1.0, self.floor, self.power, n_steps)
+      raise ValueError(
+        f"schedule.power={self.power} must be above 0; 1 is linear."
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WSD(Linear):
+class WSD(_Falling):
   """Warm-up, stable, decay: falls along a straight line at the very end."""
 
   decay_fraction: float = 0.2  # share of all steps that fall; 2405.18392
@@ -92,14 +69,6 @@ class WSD(Linear):
   def __post_init__(self):
     super().__post_init__()
     _check_share("decay_fraction", self.decay_fraction)
-
-  def fall(self, n_steps: int) -> optax.Schedule:
-    """See Constant."""
-    total_steps = self.warmup_steps + n_steps + 1
-    n_falling = min(n_steps, max(1, round(self.decay_fraction * total_steps)))
-    return optax.linear_schedule(
-      1.0, self.floor, n_falling, transition_begin=n_steps - n_falling
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,19 +82,6 @@ class OneCycle:
   def __post_init__(self):
     for name in ("rise_fraction", "start", "floor"):
       _check_share(name, getattr(self, name))
-
-  def peak(self, total_steps: int) -> int:
-    """The step that gets the factor 1."""
-    return max(0, round(self.rise_fraction * total_steps) - 1)
-
-  def rise(self, n_steps: int) -> optax.Schedule:
-    """Factors until the peak, which is at n_steps."""
-    missing = optax.cosine_decay_schedule(1.0 - self.start, n_steps)
-    return lambda step: 1.0 - missing(step)
-
-  def fall(self, n_steps: int) -> optax.Schedule:
-    """Factors from the peak, 1 at step 0, to the floor at n_steps."""
-    return optax.cosine_decay_schedule(1.0, n_steps, alpha=self.floor)
 
 
 Config = Constant | Linear | Cosine | Polynomial | WSD | OneCycle
@@ -147,17 +103,50 @@ def make(config: Config, total_steps: int) -> optax.Schedule:
   """
   if total_steps < 1:
     raise ValueError(f"total_steps={total_steps}: a run has at least 1 step.")
-  peak = config.peak(total_steps)
-  n_falling = total_steps - 1 - peak
-  if n_falling == 0:  # the run ends at its peak
-    fall = optax.constant_schedule(1.0)
+  if isinstance(config, OneCycle):
+    peak = max(0, round(config.rise_fraction * total_steps) - 1)
   else:
-    fall = config.fall(n_falling)
+    peak = config.warmup_steps
+  if peak >= total_steps:
+    raise ValueError(
+      f"schedule.warmup_steps={peak} never reaches the peak in a run of "
+      f"{total_steps} steps: warm up for at most {total_steps - 1}."
+    )
+  fall = _fall(config, total_steps - 1 - peak, total_steps)
   if peak == 0:
     return fall
-  return optax.join_schedules([config.rise(peak), fall], [peak])
+  return optax.join_schedules([_rise(config, peak), fall], [peak])
+
+
+def _rise(config: Config, n_steps: int) -> optax.Schedule:
+  """Factors up to the peak, which is at n_steps."""
+  if isinstance(config, OneCycle):
+    missing = optax.cosine_decay_schedule(1.0 - config.start, n_steps)
+    return lambda step: 1.0 - missing(step)
+  return optax.linear_schedule(1 / (n_steps + 1), 1.0, n_steps)
+
+
+def _fall(config: Config, n_steps: int, total_steps: int) -> optax.Schedule:
+  """Factors from the peak, at step 0, down to the floor, at n_steps."""
+  if n_steps == 0:  # the run ends at its peak
+    return optax.constant_schedule(1.0)
+  match config:
+    case Linear():
+      return optax.linear_schedule(1.0, config.floor, n_steps)
+    case Polynomial():
+      return optax.polynomial_schedule(1.0, config.floor, config.power, n_steps)
+    case WSD():
+      share = round(config.decay_fraction * total_steps)
+      n_falling = min(n_steps, max(1, share))
+      return optax.linear_schedule(
+        1.0, config.floor, n_falling, transition_begin=n_steps - n_falling
+      )
+    case Cosine() | OneCycle():
+      return optax.cosine_decay_schedule(1.0, n_steps, alpha=config.floor)
+    case Constant():
+      return optax.constant_schedule(1.0)
 
 
 def _check_share(name: str, value: float) -> None:
   if not 0 <= value <= 1:
-    raise ValueError(f"{name}={value} must lie between 0 and 1.")
+    raise ValueError(f"schedule.{name}={value} must lie between 0 and 1.")
