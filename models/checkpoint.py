@@ -146,14 +146,13 @@ def restore(path: epath.Path, wanted: Any) -> Any:
   Raises:
     ValueError: lists leaves that are missing, unexpected or of another shape.
   """
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    saved = reader.metadata(path).item_metadata.tree
-    _compare(path, saved, wanted)
-    how = ocp.args.PyTreeRestore(
-      item=wanted,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-    )
-    return reader.restore(path, how)
+  reader = ocp.PyTreeCheckpointHandler()
+  _compare(path, reader.metadata(path).tree, wanted)
+  how = ocp.args.PyTreeRestore(
+    item=wanted,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+  )
+  return reader.restore(path, args=how)
 
 
 def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:

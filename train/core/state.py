@@ -74,5 +74,4 @@ def init(
     lambda key: _start(families.init(model, key), optimizer),
     out_shardings=shardings(model, optimizer, layout),
   )
-  with layout.use():
-    return make(jax.random.key(seed))
+  return make(jax.random.key(seed))
