@@ -63,6 +63,7 @@ class Checkpoints:
     copy_tokenizer: Callable[[epath.Path], None],
     parent: str | None = None,
   ):
+    self.every_steps = config.every_steps
     self._folder = workdir / "checkpoints"
     self._workdir = workdir
     self._config = config

@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from data.batch import Batch
+from train.core import precision
 from train.core.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
@@ -39,10 +40,10 @@ def make(
     grad_shardings: where the sum of the gradients lives, a tree like params.
   """
 
-  def summed(params, batch, key):
+  def summed(params, batch, key, scale):
     def loss(params):
       loss_sum, weight_sum, metrics = objective(params, batch, key)
-      return loss_sum, (loss_sum, weight_sum, metrics)
+      return scale * loss_sum, (loss_sum, weight_sum, metrics)
 
     grads, sums = jax.grad(loss, has_aux=True)(params)
     if grad_shardings is not None:
@@ -52,11 +53,12 @@ def make(
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = state.params
+    scale = precision.loss_scale(state.opt_state)  # 1 but in fp16
     grads, (loss_sum, weight, metrics) = over_micro_batches(
-      lambda part, key: summed(params, part, key), batch, key, n_micro
+      lambda part, key: summed(params, part, key, scale), batch, key, n_micro
     )
     weight = jnp.maximum(weight, 1)
-    grads = jax.tree.map(lambda g: g / weight, grads)
+    grads = jax.tree.map(lambda g: g / (weight * scale), grads)
 
     def mean_loss(params):
       total, _ = over_micro_batches(
