@@ -22,9 +22,9 @@ class Scaling:
 
   kind: str  # linear, ntk, yarn or llama3
   factor: float  # new length / original length
-  original_length: int  # positions that the base model was trained on
-  low: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow (turns)
-  high: float = 4.0  # llama3: high_freq_factor; yarn: beta_fast, usually 32
+  original_length: int | None = None  # tokens; yarn, llama3
+  low: float | None = None  # turns stretched in full; yarn 1, llama3 1
+  high: float | None = None  # turns left as they are; yarn 32, llama3 4
   attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
 
   def __post_init__(self):
@@ -33,11 +33,29 @@ class Scaling:
         f"kind={self.kind!r} is no rope scaling: choose one of "
         f"{', '.join(_SCALINGS)}."
       )
-    if self.factor < 1 or self.original_length < 1:
+    if self.factor < 1:
+      raise ValueError(f"factor={self.factor} must be at least 1.")
+    by_turns = self.kind in ("yarn", "llama3")
+    if by_turns and (self.original_length or 0) < 1:
       raise ValueError(
-        f"factor={self.factor} and original_length={self.original_length} "
-        "must both be at least 1."
+        f"original_length={self.original_length}: {self.kind} needs the "
+        "number of tokens that the base model was trained on."
       )
+    unread = () if by_turns else ("original_length", "low", "high")
+    unread += () if self.kind == "yarn" else ("attention_factor",)
+    for name in unread:
+      if getattr(self, name) is not None:
+        raise ValueError(
+          f"{name}={getattr(self, name)} says nothing to {self.kind} scaling: "
+          "leave it None."
+        )
+
+  def turns(self, low: float, high: float) -> tuple[float, float]:
+    """The range of turns over which stretching fades, or these defaults."""
+    return (
+      low if self.low is None else self.low,
+      high if self.high is None else self.high,
+    )
 
 
 def _linear(frequency, d_head, theta, s):
@@ -51,9 +69,10 @@ def _ntk(frequency, d_head, theta, s):
 
 
 def _llama3(frequency, d_head, theta, s):
+  low, high = s.turns(1.0, 4.0)
   turns = s.original_length * frequency / (2 * math.pi)
-  smooth = np.clip((turns - s.low) / (s.high - s.low), 0.0, 1.0)
-  return frequency * (smooth + (1 - smooth) / s.factor), 1.0
+  keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+  return frequency * (keep + (1 - keep) / s.factor), 1.0
 
 
 def _yarn(frequency, d_head, theta, s):
@@ -61,8 +80,9 @@ def _yarn(frequency, d_head, theta, s):
     length = s.original_length / (turns * 2 * math.pi)
     return d_head * math.log(length) / (2 * math.log(theta))
 
-  first = max(math.floor(dimension(s.high)), 0)
-  last = min(math.ceil(dimension(s.low)), d_head - 1)
+  low, high = s.turns(1.0, 32.0)
+  first = max(math.floor(dimension(high)), 0)
+  last = min(math.ceil(dimension(low)), d_head - 1)
   ramp = (np.arange(d_head // 2) - first) / max(last - first, 1e-3)
   keep = 1 - np.clip(ramp, 0.0, 1.0)
   factor = s.attention_factor

@@ -1,0 +1,1 @@
+"""Our models against the same models elsewhere."""

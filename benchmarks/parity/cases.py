@@ -1,0 +1,136 @@
+"""Tiny models, their numbers and a packed batch, all made from seeds by numpy.
+
+Both sides of a comparison start from here: ours, and that of `transformers`.
+"""
+
+import dataclasses
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from data.batch import Batch
+from models import families, gpt, llama
+from models.layers.position import Scaling
+
+STORED = pathlib.Path("tests/golden/transformers.npz")
+
+_LLAMA = llama.Config(
+  vocab_size=48,
+  d_model=32,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  d_head=8,
+  d_ff=56,
+  max_length=16,
+  dtype="float32",
+)
+
+
+def _stretched(**scaling) -> llama.Config:
+  return dataclasses.replace(_LLAMA, rope_scaling=Scaling(**scaling))
+
+
+CASES: dict[str, families.Config] = {
+  "llama": _LLAMA,
+  "llama_linear": _stretched(kind="linear", factor=4.0),
+  "llama_ntk": _stretched(kind="ntk", factor=2.5),
+  "llama_yarn": _stretched(kind="yarn", factor=4.0, original_length=512),
+  "llama_llama3": _stretched(kind="llama3", factor=8.0, original_length=32),
+  "mistral": dataclasses.replace(_LLAMA, window=5, pattern=("sliding",)),
+  "qwen2": dataclasses.replace(_LLAMA, qkv_biased=True, norm_epsilon=1e-6),
+  "qwen3": dataclasses.replace(
+    _LLAMA, qk_normed=True, d_head=12, norm_epsilon=1e-6
+  ),
+  "qwen3_tied": dataclasses.replace(_LLAMA, qk_normed=True, tied=True),
+  "gpt2": gpt.Config(
+    vocab_size=48,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    d_ff=56,
+    max_length=16,
+    dtype="float32",
+  ),
+}
+
+
+def params(config: families.Config) -> families.Params:
+  """Weights that move every part: scales and biases are off 1 and 0 too."""
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    noise = np.random.default_rng(zlib.crc32(name.encode())).normal(
+      size=leaf.shape
+    )
+    if name.endswith("scale"):
+      return np.float32(1 + 0.2 * noise)
+    return np.float32(0.2 * noise)
+
+  return jax.tree_util.tree_map_with_path(draw, families.abstract(config))
+
+
+def batch(config: families.Config) -> Batch:
+  """Two rows of 16: segments of 7, 5 and padding of 4; one segment of 16.
+
+  Dynamic NTK depends on the length of the text, so that each of its rows is
+  one text.
+  """
+  rng = np.random.default_rng(0)
+  tokens, targets = rng.integers(
+    0, config.vocab_size, (2, 2, 16), dtype=np.int32
+  )
+  segments = np.ones((2, 16), np.int32)
+  positions = np.tile(np.arange(16, dtype=np.int32), (2, 1))
+  scaling = getattr(config, "rope_scaling", None)
+  if scaling is None or scaling.kind != "ntk":
+    segments[0] = [1] * 7 + [2] * 5 + [0] * 4
+    positions[0] = [*range(7), *range(5), *range(4)]
+  weights = np.float32(segments > 0)
+  return Batch(tokens, targets, weights, segments, positions)
+
+
+def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
+  """Our logits of `batch`, and the gradients of its mean cross-entropy."""
+
+  def loss(params, batch):
+    hidden, _ = families.build(config).apply(
+      {"params": params}, batch.tokens, batch.positions, batch.segment_ids
+    )
+    logits = families.logits(config, params, hidden)
+    chosen = jnp.take_along_axis(
+      jax.nn.log_softmax(logits), batch.targets[..., None], axis=-1
+    )
+    nll = -(chosen[..., 0] * batch.weights).sum()
+    return nll / batch.weights.sum(), logits
+
+  step = jax.jit(jax.grad(loss, has_aux=True))
+  gradients, logits = step(params(config), batch(config))
+  return np.asarray(logits), jax.tree.map(np.asarray, gradients)
+
+
+def stored() -> dict[str, np.ndarray]:
+  """What `transformers` gave for the cases, as benchmarks/parity/golden.py
+  stores it.
+  """
+  with np.load(STORED, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def sketch(gradients: Any) -> np.ndarray:
+  """[leaves, 2]: the norm of every gradient, and its part along a fixed noise.
+
+  Two numbers that no wrong gradient has by chance.
+  """
+  rng = np.random.default_rng(1)
+  leaves = [np.float64(leaf) for leaf in jax.tree.leaves(gradients)]
+  return np.array(
+    [
+      (np.linalg.norm(leaf), np.vdot(rng.normal(size=leaf.shape), leaf))
+      for leaf in leaves
+    ]
+  )

@@ -1,0 +1,113 @@
+"""The same tiny models in `transformers`: logits and gradients."""
+
+import numpy as np
+import torch
+import transformers
+
+from benchmarks.parity import cases, names
+from models import families, gpt
+from models.layers.position import Scaling
+
+
+def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
+  """Their logits of `cases.batch`, and the gradients in our tree's shape.
+
+  Segments are read one by one, as if nothing was packed; logits of padding
+  are zero.
+  """
+  model = build(config)
+  batch = cases.batch(config)
+  logits = torch.zeros((*batch.tokens.shape, config.vocab_size))
+  nll = torch.zeros(())
+  for row, segments in enumerate(batch.segment_ids):
+    for segment in set(segments.tolist()) - {0}:
+      (where,) = np.nonzero(segments == segment)
+      text, target = batch.tokens[row, where], batch.targets[row, where]
+      out = model(torch.tensor(text[None], dtype=torch.long)).logits[0]
+      nll += torch.nn.functional.cross_entropy(
+        out, torch.tensor(target, dtype=torch.long), reduction="sum"
+      )
+      logits[row, where] = out.detach()
+  (nll / float(batch.weights.sum())).backward()
+  gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  return logits.numpy(), names.from_theirs(config, gradients)
+
+
+def build(config: families.Config) -> torch.nn.Module:
+  """Their model with the weights of `cases.params`, in fp32."""
+  model = transformers.AutoModelForCausalLM.from_config(
+    their_config(config), attn_implementation="eager"
+  )
+  weights = names.to_theirs(config, cases.params(config))
+  tensors = {name: torch.tensor(x) for name, x in weights.items()}
+  missing, unexpected = model.load_state_dict(tensors, strict=False)
+  tied = {"lm_head.weight"} if config.tied else set()
+  assert set(missing) == tied and not unexpected, (missing, unexpected)
+  return model.float().eval()
+
+
+def their_config(config: families.Config) -> transformers.PretrainedConfig:
+  """Our Config as theirs."""
+  c = config
+  if isinstance(c, gpt.Config):
+    return transformers.GPT2Config(
+      vocab_size=c.vocab_size,
+      n_embd=c.d_model,
+      n_layer=c.n_layers,
+      n_head=c.n_heads,
+      n_inner=c.d_ff,
+      n_positions=c.max_length,
+      layer_norm_epsilon=c.norm_epsilon,
+      bos_token_id=None,
+      eos_token_id=None,
+    )
+  if c.qk_normed:
+    kind, extra = transformers.Qwen3Config, {}
+  elif c.qkv_biased:
+    kind, extra = transformers.Qwen2Config, {}
+  elif c.window is not None:
+    kind, extra = transformers.MistralConfig, {"sliding_window": c.window}
+  else:
+    kind, extra = transformers.LlamaConfig, {}
+  return kind(
+    vocab_size=c.vocab_size,
+    hidden_size=c.d_model,
+    num_hidden_layers=c.n_layers,
+    num_attention_heads=c.n_heads,
+    num_key_value_heads=c.n_kv_heads,
+    head_dim=c.d_head,
+    intermediate_size=c.d_ff,
+    rms_norm_eps=c.norm_epsilon,
+    tie_word_embeddings=c.tied,
+    **rope(c.rope_theta, c.rope_scaling, c.max_length),
+    **extra,
+  )
+
+
+def rope(theta: float, scaling: Scaling | None, length: int) -> dict:
+  """Our rotary settings as theirs, for texts of `length` tokens.
+
+  Their dynamic NTK has the factor f T / M - (f - 1) at T tokens, where it was
+  trained on M: with M = T / 2 and f = factor - 1, that is our factor.
+  """
+  parameters = {"rope_theta": theta, "rope_type": "default"}
+  if scaling is None:
+    return {"rope_parameters": parameters, "max_position_embeddings": length}
+  s = scaling
+  parameters |= {"rope_type": s.kind, "factor": s.factor}
+  if s.kind == "ntk":
+    parameters |= {"rope_type": "dynamic", "factor": s.factor - 1}
+    length //= 2
+  if s.kind == "yarn":
+    low, high = s.turns(1.0, 32.0)
+    parameters |= {
+      "beta_slow": low,
+      "beta_fast": high,
+      "attention_factor": s.attention_factor,
+    }
+  if s.kind == "llama3":
+    low, high = s.turns(1.0, 4.0)
+    parameters |= {"low_freq_factor": low, "high_freq_factor": high}
+  if s.original_length is not None:
+    parameters["original_max_position_embeddings"] = s.original_length
+  return {"rope_parameters": parameters, "max_position_embeddings": length}
