@@ -1,72 +1,121 @@
-"""Keys and values of what was read so far, of a static size.
+"""Keys and values of the text read so far, of a static size.
 
-A slot remembers its position and segment, so that any order of slots is right:
-padding on either side, and the ring of a sliding window that has wrapped.
+Position p of a row lies in slot p % C of a layer. Padding is never written, so
+rows of different lengths live side by side whichever side they were padded on;
+a sliding layer has only as many slots as its window, and wraps.
 Extra letters: C slots of a layer.
 """
+
+import typing
+from typing import Any
 
 import flax.struct
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.layers.mask import Mask
 
+
+# Unchecked, both: as a pytree a cache also carries axis names and shardings.
+@typing.no_type_check
 @flax.struct.dataclass
 class LayerCache:
-  """One layer's slots; segment 0 marks those that hold nothing."""
+  """One layer's slots, laid out as the attention of one token reads them."""
 
-  keys: Float[Array, "B C K H"]
-  values: Float[Array, "B C K H"]
-  positions: Int[Array, "B C"]
-  segment_ids: Int[Array, "B C"]
+  keys: Float[Array, "B K C H"]
+  values: Float[Array, "B K C H"]
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class Cache:
-  """All layers, and the number of tokens that were written, padding too."""
+  """All layers, and how many tokens each row has read."""
 
-  layers: tuple[LayerCache, ...]
-  index: Int[Array, ""]
-
-
-def layer(
-  n_rows: int, n_slots: int, n_kv_heads: int, d_head: int, dtype: jnp.dtype
-) -> LayerCache:
-  """An empty layer."""
-  kv = jnp.zeros((n_rows, n_slots, n_kv_heads, d_head), dtype)
-  nothing = jnp.zeros((n_rows, n_slots), jnp.int32)
-  return LayerCache(kv, kv, nothing, nothing)
+  layers: list[LayerCache]
+  lengths: Int[Array, "B"]
 
 
-def write(
-  old: LayerCache, new: LayerCache, index: Int[Array, ""]
-) -> LayerCache:
-  """Writes T new entries behind the `index` written so far, as on a ring.
+def empty(
+  config: Any, n_rows: int, n_slots: int, dtype: jnp.dtype | None = None
+) -> Cache:
+  """A cache for texts of up to n_slots tokens.
 
-  Only the last C of them are kept when T exceeds the slots.
+  Args:
+    config: of a model family.
+    n_rows: texts side by side.
+    n_slots: tokens, of the prompt and of what follows it.
+    dtype: of keys and values; the model's by default.
   """
-  n_slots, n_new = old.keys.shape[1], new.keys.shape[1]
-  if n_new > n_slots:
-    new = jax.tree.map(lambda x: x[:, -n_slots:], new)
-    index = index + n_new - n_slots
-    n_new = n_slots
-  if n_new == 1:
-    start = index % n_slots
-    return jax.tree.map(
-      lambda o, n: jax.lax.dynamic_update_slice_in_dim(
-        o, n.astype(o.dtype), start, axis=1
-      ),
-      old,
-      new,
-    )
-  slots = (index + jnp.arange(n_new)) % n_slots
-  return jax.tree.map(
-    lambda o, n: o.at[:, slots].set(n.astype(o.dtype)), old, new
-  )
+  dtype = jnp.dtype(dtype or config.dtype)
+
+  def layer(kind: str) -> LayerCache:
+    size = n_slots if kind == "full" else min(n_slots, config.window)
+    shape = (n_rows, config.n_kv_heads, size, config.d_head)
+    return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  kinds = config.pattern * (config.n_layers // len(config.pattern))
+  return Cache([layer(k) for k in kinds], jnp.zeros(n_rows, jnp.int32))
 
 
-def join(old: LayerCache, new: LayerCache) -> LayerCache:
-  """What T new tokens may see: all slots, then themselves."""
+def axes(config: Any) -> Cache:
+  """The logical axis names of every array, for a layout's activations."""
+  names = ("batch", "act_kv_heads", None, None)
+  return Cache([LayerCache(names, names)] * config.n_layers, ("batch",))
+
+
+def extend(
+  old: LayerCache,
+  lengths: Int[Array, "B"],
+  k_BTKH: Float[Array, "B T K H"],
+  v_BTKH: Float[Array, "B T K H"],
+  mask: Mask,
+) -> tuple[LayerCache, LayerCache, Mask]:
+  """Writes T new tokens behind the `lengths` read so far.
+
+  Returns:
+    the layer as written, the keys and values that the new tokens may look at,
+    and the mask over those.
+  """
+  n_new, n_slots = k_BTKH.shape[1], old.keys.shape[2]
+  new = LayerCache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
+  new = jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
+  written = _write(old, new, mask)
+  if n_new == 1 or mask.window is None:
+    n_read = lengths + jnp.not_equal(mask.q_segments, 0).sum(1)
+    positions = _positions(n_read, n_slots)
+    segments = jnp.greater_equal(positions, 0).astype(jnp.int32)
+    seen = written
+  else:
+    # The first new tokens still see what the last ones overwrite on the ring:
+    # all of them look at the old slots and at each other.
+    positions = _positions(lengths, n_slots)
+    segments = jnp.greater_equal(positions, 0).astype(jnp.int32)
+    positions = jnp.concatenate([positions, mask.q_positions], axis=1)
+    segments = jnp.concatenate([segments, mask.q_segments], axis=1)
+    seen = jax.tree.map(lambda o, n: jnp.concatenate([o, n], axis=2), old, new)
+  mask = mask.replace(kv_positions=positions, kv_segments=segments)
+  return written, seen, mask
+
+
+def _positions(lengths: Int[Array, "B"], n_slots: int) -> Int[Array, "B C"]:
+  """The last position p < length with p % C == slot; negative: none yet."""
+  last_B1 = lengths[:, None] - 1
+  slot_1C = jnp.arange(n_slots)[None]
+  return last_B1 - (last_B1 - slot_1C) % n_slots
+
+
+def _write(old: LayerCache, new: LayerCache, mask: Mask) -> LayerCache:
+  n_slots = old.keys.shape[2]
+  real_BT = jnp.not_equal(mask.q_segments, 0)
+  last_B1 = jnp.where(real_BT, mask.q_positions, -1).max(1, keepdims=True)
+  kept_BT = real_BT & (mask.q_positions > last_B1 - n_slots)
+  # An index beyond the slots drops the write.
+  slots_BT = jnp.where(kept_BT, mask.q_positions % n_slots, n_slots)
+
+  def write_row(slots_T, old_KCH, new_KTH):
+    return old_KCH.at[:, slots_T].set(new_KTH, mode="drop")
+
   return jax.tree.map(
-    lambda o, n: jnp.concatenate([o, n.astype(o.dtype)], axis=1), old, new
+    lambda o, n: jax.vmap(write_row)(slots_BT, o, n), old, new
   )

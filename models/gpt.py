@@ -95,7 +95,7 @@ class Block(nn.Module):
     x: Float[Array, "B T D"],
     side: stack.Side,
     cache: LayerCache | None = None,
-    index: Array | None = None,
+    lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
     c = self.config
     dtype = jnp.dtype(c.dtype)
@@ -115,7 +115,7 @@ class Block(nn.Module):
     )
     drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
     h = LayerNorm(c.norm_epsilon, name="attention_norm")(x)
-    h, cache = attention(h, side.mask, None, cache, index)
+    h, cache = attention(h, side.mask, None, cache, lengths)
     x += drop(h)
     x += drop(mlp(LayerNorm(c.norm_epsilon, name="mlp_norm")(x)))
     return stack.residual(x), cache

@@ -106,7 +106,7 @@ class Block(nn.Module):
     x: Float[Array, "B T D"],
     side: stack.Side,
     cache: LayerCache | None = None,
-    index: Array | None = None,
+    lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
     c = self.config
     dtype = jnp.dtype(c.dtype)
@@ -123,7 +123,7 @@ class Block(nn.Module):
     mlp = MLP(c.d_ff, "silu", dtype, gated=True, name="mlp")
     drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
     h = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
-    h, cache = attention(h, side.mask, side.rotary, cache, index)
+    h, cache = attention(h, side.mask, side.rotary, cache, lengths)
     x += drop(h)
     x += drop(mlp(RMSNorm(c.norm_epsilon, name="mlp_norm")(x)))
     return stack.residual(x), cache

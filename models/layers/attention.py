@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models import cache as caches
 from models.layers.dense import vector, weight
@@ -107,7 +107,7 @@ class Attention(nn.Module):
     mask: Mask,
     rotary: Rotary | None,
     cache: caches.LayerCache | None = None,
-    index: Array | None = None,
+    lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], caches.LayerCache | None]:
     q_BTNH = self._project(x, "q", self.n_heads, "heads")
     k_BTKH = self._project(x, "k", self.n_kv_heads, "kv_heads")
@@ -124,17 +124,8 @@ class Attention(nn.Module):
     mask = dataclasses.replace(mask, window=self.window)
     k_BSKH, v_BSKH = k_BTKH, v_BTKH
     if cache is not None:
-      new = caches.LayerCache(k_BTKH, v_BTKH, mask.q_positions, mask.q_segments)
-      written = caches.write(cache, new, index)
-      # A ring shorter than the text may overwrite what early queries of a
-      # longer chunk still see: those look at the old slots and themselves.
-      ring = self.window is not None and x.shape[1] > 1
-      seen = caches.join(cache, new) if ring else written
-      k_BSKH, v_BSKH = seen.keys, seen.values
-      mask = dataclasses.replace(
-        mask, kv_positions=seen.positions, kv_segments=seen.segment_ids
-      )
-      cache = written
+      cache, seen, mask = caches.extend(cache, lengths, k_BTKH, v_BTKH, mask)
+      k_BSKH, v_BSKH = seen.keys.swapaxes(1, 2), seen.values.swapaxes(1, 2)
 
     out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask)
     out_BTNH = checkpoint_name(out_BTNH, "attended")

@@ -92,7 +92,7 @@ class Stack(nn.Module):
   """n_layers blocks of the kinds of a repeating pattern.
 
   A block is made as block(config, kind) and maps (x, side, layer cache or
-  None, index) to (x, layer cache or None).
+  None, lengths) to (x, layer cache or None).
   """
 
   block: type[nn.Module]
@@ -130,11 +130,12 @@ class Stack(nn.Module):
       if cache is None:
         x, _ = layer(x, side)
       else:
-        x, slots = layer(x, side, cache.layers[i], cache.index)
+        x, slots = layer(x, side, cache.layers[i], cache.lengths)
         written.append(slots)
     if cache is None:
       return x, None
-    return x, Cache(tuple(written), cache.index + x.shape[1])
+    n_read = jnp.not_equal(side.mask.q_segments, 0).sum(1)
+    return x, Cache(written, cache.lengths + n_read)
 
   def _rematted(self, module: type[nn.Module], **options) -> type[nn.Module]:
     if self.remat == "none":

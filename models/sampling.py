@@ -1,0 +1,150 @@
+"""From logits to the next token: greedy, or drawn from a law that is cut off.
+
+Applied in this order, as in transformers: repetition penalty (arXiv
+1909.05858), temperature, top-k (1805.04833), top-p (1904.09751), min-p
+(2407.01082). Tokens that tie at a cut stay together.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What a person asks for; None leaves a cut out."""
+
+  max_tokens: int = 256  # new tokens at most
+  temperature: float = 1.0  # 0 takes the likeliest token
+  top_k: int | None = None  # the k likeliest tokens
+  top_p: float | None = None  # the likeliest ones that reach this mass
+  min_p: float | None = None  # those as likely as min_p times the likeliest
+  repetition_penalty: float | None = None  # of tokens that occurred; above 1
+  stop: tuple[str, ...] = ()  # strings that end the text; not part of it
+  seed: int = 0  # the same seed and prompt give the same text
+
+  def __post_init__(self):
+    _check(self, "max_tokens", self.max_tokens >= 1, "at least 1")
+    _check(self, "temperature", self.temperature >= 0, "0 (greedy) or more")
+    if self.top_k is not None:
+      _check(self, "top_k", self.top_k >= 1, "at least 1; None keeps all")
+    if self.top_p is not None:
+      _check(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]; None keeps all")
+    if self.min_p is not None:
+      _check(self, "min_p", 0 <= self.min_p <= 1, "in [0, 1]; None keeps all")
+    if self.repetition_penalty is not None:
+      allowed = "positive; None for no penalty"
+      _check(self, "repetition_penalty", self.repetition_penalty > 0, allowed)
+    if "" in self.stop:
+      raise ValueError(
+        f"stop={self.stop} has an empty string: it ends at once."
+      )
+    if self.temperature == 0:
+      for name in ("top_k", "top_p", "min_p"):
+        if getattr(self, name) is not None:
+          raise ValueError(
+            f"{name}={getattr(self, name)} changes nothing at temperature=0, "
+            "which takes the likeliest token: raise the temperature or set "
+            f"{name}=None."
+          )
+
+
+def _check(config: Config, name: str, right: bool, allowed: str) -> None:
+  if not right:
+    raise ValueError(f"{name}={getattr(config, name)} must be {allowed}.")
+
+
+@flax.struct.dataclass
+class Law:
+  """The settings as data, one per row: another value compiles nothing anew.
+
+  None leaves a transformation out of the program, for all rows; without a
+  temperature every row is greedy.
+  """
+
+  temperature: Float[Array, "B"] | None = None
+  top_k: Int[Array, "B"] | None = None
+  top_p: Float[Array, "B"] | None = None
+  min_p: Float[Array, "B"] | None = None
+  repetition_penalty: Float[Array, "B"] | None = None
+
+
+def law(config: Config, n_rows: int) -> Law:
+  """The same law for every row."""
+
+  def rows(value, dtype=jnp.float32):
+    return None if value is None else jnp.full((n_rows,), value, dtype)
+
+  return Law(
+    temperature=rows(config.temperature or None),
+    top_k=rows(config.top_k, jnp.int32),
+    top_p=rows(config.top_p),
+    min_p=rows(config.min_p),
+    repetition_penalty=rows(config.repetition_penalty),
+  )
+
+
+def keys(seed: int, n_rows: int) -> Key[Array, "B"]:
+  """One key for each text; what is drawn for it knows nothing of the others."""
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  return fold(jax.random.key(seed), jnp.arange(n_rows))
+
+
+def sample(
+  law: Law,
+  logits: Float[Array, "B V"],
+  seen: Bool[Array, "B V"] | None,
+  keys: Key[Array, "B"],
+  positions: Int[Array, "B"],
+) -> Int[Array, "B"]:
+  """Draws one token per row.
+
+  Args:
+    law: of every row.
+    logits: of the next token.
+    seen: the tokens that each row has read; None without a penalty.
+    keys: of the rows, the same at every step.
+    positions: of the token to draw; with a row's key they fix the draw.
+  """
+  logits = transform(law, logits, seen)
+  if law.temperature is None:
+    return logits.argmax(-1)
+  step_keys = jax.vmap(jax.random.fold_in)(keys, positions)
+  return jax.vmap(jax.random.categorical)(step_keys, logits)
+
+
+def transform(
+  law: Law, logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None = None
+) -> Float[Array, "B V"]:
+  """The logits of the law; -inf where a token was cut off."""
+  if law.repetition_penalty is not None:
+    penalty = law.repetition_penalty[:, None]
+    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    logits = jnp.where(seen, penalized, logits)
+  if law.temperature is not None:
+    logits = logits / law.temperature[:, None]
+  if law.top_k is not None or law.top_p is not None:
+    logits = _cut_sorted(law, logits)
+  if law.min_p is not None:
+    least = logits.max(-1, keepdims=True) + jnp.log(law.min_p)[:, None]
+    logits = jnp.where(logits >= least, logits, -jnp.inf)
+  return logits
+
+
+def _cut_sorted(law: Law, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+  """Top-k, then top-p of what is left; one sort serves both."""
+  falling = jnp.sort(logits, axis=-1, descending=True)
+  n_kept = jnp.full(logits.shape[:1], logits.shape[1])
+  if law.top_k is not None:
+    n_kept = jnp.minimum(law.top_k, n_kept)
+    rank_1V = jnp.arange(logits.shape[1])[None]
+    falling = jnp.where(rank_1V < n_kept[:, None], falling, -jnp.inf)
+  if law.top_p is not None:
+    probs = jax.nn.softmax(falling, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    n_kept = jnp.minimum(n_kept, (before < law.top_p[:, None]).sum(-1))
+  least = jnp.take_along_axis(falling, n_kept[:, None] - 1, axis=-1)
+  return jnp.where(logits >= least, logits, -jnp.inf)
