@@ -1,0 +1,191 @@
+"""Where documents come from: text files and JSONL, plain, gz or zst.
+
+A source is named by one string:
+  "stdlib"                the Python standard library's source on this machine
+  "notes.txt", "a.py"     a text file is one document, whatever its ending
+  "web.jsonl"             a JSONL file is one document a line (also .ndjson)
+  "corpus/"               a folder: every file below it, hidden ones left out
+  "corpus/**/*.jsonl.gz"  a pattern
+Each may be compressed (.gz, .zst) and may lie wherever etils.epath reads.
+Documents come in the order of their files' names, and their ids do not depend
+on where the source lies.
+"""
+
+import json
+import os
+import sysconfig
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import zstandard
+from etils import epath
+
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+CHUNK_BYTES = 1 << 20
+# Left out of "stdlib": what is not the library itself, or is missing on Debian.
+NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib"}
+
+
+class Document(NamedTuple):
+  """A text and the name it goes by within its source."""
+
+  id: str  # "json/decoder.py", or "web.jsonl:12" with the line from 1
+  text: str
+
+
+def documents(
+  source: str,
+  text_key: str = "text",
+  on_read: Callable[[int], None] = lambda n_bytes: None,
+) -> Iterator[Document]:
+  """Yields the documents of a source.
+
+  Args:
+    source: see the top of this page.
+    text_key: the key of a JSON line that holds the text.
+    on_read: told the bytes that were read from a file, as they are read.
+
+  Raises:
+    ValueError: if the source is not there, or what it holds is not readable as
+      what its name says; the message names the file and the line.
+  """
+  for name, path in files(source):
+    chunks = _decompressed(path, on_read)
+    if _plain_name(path).endswith(JSON_SUFFIXES):
+      yield from _json_documents(name, path, chunks, text_key)
+    else:
+      text = _utf8(b"".join(chunks), os.fspath(path))
+      yield Document(name, text)
+
+
+def size_bytes(source: str) -> int:
+  """Bytes of a source's files as they lie there, compressed or not."""
+  return sum(path.stat().length for _, path in files(source))
+
+
+def files(source: str) -> list[tuple[str, epath.Path]]:
+  """Lists a source's files, sorted, as (name within the source, path)."""
+  if source == "stdlib":
+    return _stdlib()
+  path = epath.Path(source)
+  if any(c in source for c in "*?["):
+    parts = path.parts
+    fixed = next(i for i, p in enumerate(parts) if any(c in p for c in "*?["))
+    root = epath.Path(*parts[:fixed]) if fixed else epath.Path(".")
+    found = list(root.glob("/".join(parts[fixed:])))
+  elif path.is_dir():
+    root, found = path, list(path.rglob("*"))
+  else:
+    root, found = path.parent, [path]
+  named = sorted((p.relative_to(root).as_posix(), p) for p in found)
+  listed = [
+    (name, p)
+    for name, p in named
+    if p.is_file() and not any(part[0] == "." for part in name.split("/"))
+  ]
+  if not listed:
+    raise ValueError(
+      f"data.sources: {source!r} names no file here (looked in"
+      f" {os.fspath(root.resolve())}). Give a file, a folder, a pattern such as"
+      " 'corpus/**/*.jsonl.gz', or 'stdlib'."
+    )
+  return listed
+
+
+def _stdlib() -> list[tuple[str, epath.Path]]:
+  root = epath.Path(sysconfig.get_paths()["stdlib"])
+  named = sorted((p.relative_to(root).as_posix(), p) for p in root.rglob("*.py"))
+  return [
+    (name, p) for name, p in named if not NOT_LIBRARY & set(name.split("/"))
+  ]
+
+
+def _plain_name(path: epath.Path) -> str:
+  return path.name.removesuffix(".gz").removesuffix(".zst")
+
+
+def _decompressed(
+  path: epath.Path, on_read: Callable[[int], None]
+) -> Iterator[bytes]:
+  """Yields a file's content in chunks; a truncated one raises at its end."""
+  make = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+  }.get(path.suffix)
+  try:
+    with path.open("rb") as file:
+      stream = make() if make else None
+      n_frames_open = bool(make)
+      while chunk := file.read(CHUNK_BYTES):
+        on_read(len(chunk))
+        if not stream:
+          yield chunk
+          continue
+        while chunk:
+          if stream.eof:  # files may be joined end to end
+            stream = make()
+          yield stream.decompress(chunk)
+          chunk = stream.unused_data if stream.eof else b""
+      if n_frames_open and not stream.eof:
+        raise ValueError("it ends in the middle of its compressed data")
+  except (ValueError, OSError, zlib.error, zstandard.ZstdError) as error:
+    raise ValueError(
+      f"Cannot read {os.fspath(path)}: {error}. Fetch it again or leave it out."
+    ) from error
+
+
+def _json_documents(
+  name: str, path: epath.Path, chunks: Iterator[bytes], text_key: str
+) -> Iterator[Document]:
+  for number, line in enumerate(_lines(chunks), start=1):
+    if not line.strip():
+      continue
+    where = f"{os.fspath(path)}, line {number}"
+    try:
+      record = json.loads(_utf8(line, where))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{where}: not JSON ({error}).") from error
+    if not isinstance(record, dict) or text_key not in record:
+      keys = ", ".join(record) if isinstance(record, dict) else repr(record)
+      raise ValueError(
+        f"{where}: no key {text_key!r}; it has: {keys[:200]}. Set data.text_key"
+        " to the key that holds the text."
+      )
+    text = record[text_key]
+    if not isinstance(text, str):
+      raise ValueError(
+        f"{where}: {text_key!r} is a {type(text).__name__}, not a string."
+      )
+    _check_encodable(text, where)
+    yield Document(f"{name}:{number}", text)
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+  rest = b""
+  for chunk in chunks:
+    *lines, rest = (rest + chunk).split(b"\n")
+    yield from lines
+  if rest:
+    yield rest
+
+
+def _utf8(raw: bytes, where: str) -> str:
+  try:
+    return raw.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{where}: not UTF-8 text (byte {error.start} is"
+      f" 0x{raw[error.start]:02x}). Convert it or leave it out."
+    ) from error
+
+
+def _check_encodable(text: str, where: str) -> None:
+  """JSON can spell half of a surrogate pair, which is no text."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"{where}: character {error.start} is the lone surrogate"
+      f" {text[error.start]!r}, which no UTF-8 text can hold."
+    ) from error
