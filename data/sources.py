@@ -11,7 +11,9 @@ Documents come in the order of their files' names, and their ids do not depend
 on where the source lies.
 """
 
+import fnmatch
 import json
+import math
 import os
 import sysconfig
 import zlib
@@ -69,36 +71,62 @@ def files(source: str) -> list[tuple[str, epath.Path]]:
   if source == "stdlib":
     return _stdlib()
   path = epath.Path(source)
+  pattern = ["**"]
   if any(c in source for c in "*?["):
-    parts = path.parts
-    fixed = next(i for i, p in enumerate(parts) if any(c in p for c in "*?["))
-    root = epath.Path(*parts[:fixed]) if fixed else epath.Path(".")
-    found = list(root.glob("/".join(parts[fixed:])))
-  elif path.is_dir():
-    root, found = path, list(path.rglob("*"))
+    fixed = next(
+      i for i, part in enumerate(path.parts) if any(c in part for c in "*?[")
+    )
+    pattern = list(path.parts[fixed:])
+    path = epath.Path(*path.parts[:fixed]) if fixed else epath.Path(".")
+  if path.is_dir():
+    depth = math.inf if "**" in pattern else len(pattern)
+    listed = [
+      (name, file)
+      for name, file in _walk(path, depth)
+      if _matches(name.split("/"), pattern)
+    ]
   else:
-    root, found = path.parent, [path]
-  named = sorted((p.relative_to(root).as_posix(), p) for p in found)
-  listed = [
-    (name, p)
-    for name, p in named
-    if p.is_file() and not any(part[0] == "." for part in name.split("/"))
-  ]
+    listed = [(path.name, path)] if path.exists() else []
   if not listed:
     raise ValueError(
-      f"data.sources: {source!r} names no file here (looked in"
-      f" {os.fspath(root.resolve())}). Give a file, a folder, a pattern such as"
+      f"data.sources: {source!r} names no file here (looked from"
+      f" {os.getcwd()}). Give a file, a folder, a pattern such as"
       " 'corpus/**/*.jsonl.gz', or 'stdlib'."
     )
-  return listed
+  return sorted(listed)
 
 
 def _stdlib() -> list[tuple[str, epath.Path]]:
   root = epath.Path(sysconfig.get_paths()["stdlib"])
-  named = sorted((p.relative_to(root).as_posix(), p) for p in root.rglob("*.py"))
-  return [
-    (name, p) for name, p in named if not NOT_LIBRARY & set(name.split("/"))
-  ]
+  return sorted(
+    (name, file)
+    for name, file in _walk(root, math.inf)
+    if name.endswith(".py") and not NOT_LIBRARY & set(name.split("/"))
+  )
+
+
+def _walk(
+  folder: epath.Path, depth: float, prefix: str = ""
+) -> Iterator[tuple[str, epath.Path]]:
+  """Yields the files down to a depth; hidden ones and caches left out."""
+  for path in folder.iterdir():
+    name = prefix + path.name
+    if path.name.startswith(".") or path.name == "__pycache__":
+      continue
+    if not path.is_dir():
+      yield name, path
+    elif depth > 1:
+      yield from _walk(path, depth - 1, f"{name}/")
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+  """Whether a path fits a pattern, where "**" is any number of folders."""
+  if not pattern or not parts:
+    return pattern in ([], ["**"]) and not parts
+  head, *rest = pattern
+  if head == "**":
+    return _matches(parts, rest) or _matches(parts[1:], pattern)
+  return fnmatch.fnmatch(parts[0], head) and _matches(parts[1:], rest)
 
 
 def _plain_name(path: epath.Path) -> str:

@@ -126,7 +126,7 @@ class _Blob:
     (folder / self.filename).write_bytes(self._blob)
 
 
-class Bytes(_Blob):
+class _Bytes(_Blob):
   """Byte b is id b + 3; nothing to train."""
 
   filename = "tokenizer.bytes"
@@ -153,7 +153,7 @@ class Bytes(_Blob):
     )
 
 
-class SentencePiece(_Blob):
+class _SentencePiece(_Blob):
   """Unigram or BPE pieces with byte fallback; spaces are written as U+2581."""
 
   filename = "tokenizer.model"
@@ -199,7 +199,7 @@ class SentencePiece(_Blob):
     return self._model.decode([int(i) for i in ids])
 
 
-class HuggingFace(_Blob):
+class _HuggingFace(_Blob):
   """A tokenizer.json: byte-level BPE or WordPiece."""
 
   filename = "tokenizer.json"
@@ -234,9 +234,7 @@ class HuggingFace(_Blob):
     return self._model.encode(text, add_special_tokens=False).ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    batch = self._model.encode_batch_fast(
-      list(texts), add_special_tokens=False
-    )
+    batch = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in batch]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -245,7 +243,7 @@ class HuggingFace(_Blob):
 
 def load(folder: epath.PathLike) -> Tokenizer:
   """Loads the tokenizer.* of a checkpoint, a store or a working directory."""
-  for kind in (SentencePiece, HuggingFace, Bytes):
+  for kind in (_SentencePiece, _HuggingFace, _Bytes):
     path = epath.Path(folder) / kind.filename
     if path.exists():
       return kind(path.read_bytes())
@@ -267,7 +265,7 @@ def train(config: Config, texts: Iterable[str]) -> Tokenizer:
   if config.kind == "saved":
     tokenizer = load(config.path)
   elif config.kind == "bytes":
-    tokenizer = Bytes()
+    tokenizer = _Bytes()
   elif config.kind.startswith("sentencepiece"):
     tokenizer = _train_sentencepiece(config, texts)
   elif config.kind == "tokenizers_bpe":
@@ -285,7 +283,7 @@ def train(config: Config, texts: Iterable[str]) -> Tokenizer:
 
 def _train_sentencepiece(
   config: Config, texts: Iterable[str]
-) -> SentencePiece:
+) -> _SentencePiece:
   blob = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
@@ -315,10 +313,10 @@ def _train_sentencepiece(
       f"sentencepiece cannot train {config.vocab_size} ids (tokenizer."
       f"vocab_size) on this text: {str(error).splitlines()[-1]}"
     ) from error
-  return SentencePiece(blob.getvalue())
+  return _SentencePiece(blob.getvalue())
 
 
-def _train_bpe(config: Config, texts: Iterable[str]) -> HuggingFace:
+def _train_bpe(config: Config, texts: Iterable[str]) -> _HuggingFace:
   # A word with the sign before it | one digit | signs with the newlines and
   # the indentation after them | blank lines and indentation | spaces. No
   # letter is ever followed by ">" in one match: no merge can spell "</s>".
@@ -343,10 +341,10 @@ def _train_bpe(config: Config, texts: Iterable[str]) -> HuggingFace:
     show_progress=False,
   )
   model.train_from_iterator(texts, trainer)
-  return HuggingFace(model.to_str().encode())
+  return _HuggingFace(model.to_str().encode())
 
 
-def _train_wordpiece(config: Config, texts: Iterable[str]) -> HuggingFace:
+def _train_wordpiece(config: Config, texts: Iterable[str]) -> _HuggingFace:
   texts = list(texts)
 
   def blank(**vocab) -> tokenizers.Tokenizer:
@@ -374,7 +372,7 @@ def _train_wordpiece(config: Config, texts: Iterable[str]) -> HuggingFace:
   scratch.train_from_iterator(texts, trainer)
   model = blank(vocab=scratch.get_vocab())
   model.add_special_tokens(specials)
-  return HuggingFace(model.to_str().encode())
+  return _HuggingFace(model.to_str().encode())
 
 
 def _passages(texts: Iterable[str], size: int = 2_000) -> Iterator[str]:
