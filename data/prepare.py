@@ -40,7 +40,9 @@ class Config:
   """Which documents to prepare, and where the store lies."""
 
   sources: tuple[str, ...] = ("stdlib",)  # see data/sources.py
-  weights: tuple[float, ...] = ()  # share of tokens by source; () is as they are
+  weights: tuple[
+    float, ...
+  ] = ()  # share of tokens by source; () is as they are
   text_key: str = "text"  # of a JSON line
   heldout_fraction: float = 0.02  # of the documents
   shard_bytes: int = 256 << 20  # of ids in a shard, before compression
@@ -270,9 +272,7 @@ def _is_store(source: str) -> bool:
   return (epath.Path(source) / store_lib.MANIFEST).exists()
 
 
-def _refer(
-  source: str, tokenizer: tokenizer_lib.Tokenizer
-) -> dict[str, Any]:
+def _refer(source: str, tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
   """The entry of a store that was prepared before: its shards, in place."""
   other = store_lib.Store(source)
   if other.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -347,7 +347,7 @@ def _place(name: str) -> float:
   return int.from_bytes(digest[:8]) / 2**64
 
 
-def main(config, workdir: str) -> None:
+def main(config: door.Config, workdir: epath.Path) -> None:
   """Prepares the store, or reads the one that is there against its digests."""
   out = folder(config.data, workdir)
   prepare(config.data, config.tokenizer, out).verify()
@@ -355,4 +355,4 @@ def main(config, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-  door.run(main, SECTIONS, doc=__doc__)
+  door.run(main, SECTIONS)

@@ -19,7 +19,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import sentencepiece
@@ -30,31 +30,27 @@ from jaxtyping import Int
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 CONTROLS = ("<pad>", "<s>", "</s>")  # the names of ids 0, 1, 2
 UNKNOWN = "[UNK]"  # WordPiece only; the other kinds spell anything in bytes
-KINDS = (
+Kind = Literal[
   "sentencepiece_unigram",
   "sentencepiece_bpe",
   "tokenizers_bpe",
   "tokenizers_wordpiece",
   "bytes",
   "saved",
-)
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Which tokenizer to train, or `kind="saved"` and where it lies."""
 
-  kind: str = "sentencepiece_bpe"  # one of KINDS
+  kind: Kind = "sentencepiece_bpe"  # "saved" reads `path`, others are trained
   vocab_size: int = 4096  # ids, the controls and single bytes included
   path: str = ""  # folder with tokenizer.*, of kind "saved" only
   sample_bytes: int = 4_000_000  # text to train on, drawn over all documents
   spanning: bool = False  # pieces may span spaces (SuperBPE, 2503.13423)
 
   def __post_init__(self):
-    if self.kind not in KINDS:
-      raise ValueError(
-        f"tokenizer.kind={self.kind!r} is none of {', '.join(KINDS)}."
-      )
     if (self.kind == "saved") != bool(self.path):
       raise ValueError(
         f"tokenizer.path={self.path!r} with tokenizer.kind={self.kind!r}: a"

@@ -1,0 +1,225 @@
+"""A store to batches: shuffled, mixed, packed, resumable, the same everywhere.
+
+Row r of every batch is a stream of its own: it packs documents r, r + B,
+r + 2B, ... of one global shuffle. A host makes the rows that its devices hold
+and no others, so the global batch does not depend on the number of hosts, and a
+run may resume on another number: it reads other rows of the same state.
+"""
+
+import dataclasses
+import hashlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from data import mixture, packing, store
+from data.batch import Batch
+
+State = dict[str, Any]  # plain JSON
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """The shape of a batch and how it is filled."""
+
+  size: int = 32  # rows in the global batch
+  length: int = 256  # tokens in a row
+  # "segments": a token sees its own document only. "stream": all before it.
+  packing: Literal["segments", "stream"] = "segments"
+  n_ahead: int = 4  # batches that are made while the devices work
+
+  def __post_init__(self):
+    for name in ("size", "length", "n_ahead"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"batch.{name}={getattr(self, name)} must be at least 1."
+        )
+
+
+def train_batches(
+  config: Config,
+  corpora: Sequence[store.Corpus],
+  weights: Sequence[float],
+  rows: Sequence[int],
+  seed: int,
+) -> "TrainBatches":
+  """An endless iterator of the given rows of every global batch.
+
+  Args:
+    config: size and length of the global batch.
+    corpora: the train splits of one store, or of several.
+    weights: the share of tokens of each corpus; () takes them as they are.
+    rows: the indices of this host's rows, in the order that it wants them.
+    seed: of the shuffle.
+  """
+  return TrainBatches(config, corpora, weights, rows, seed)
+
+
+class TrainBatches:
+  """The iterator of `train_batches`: its state is small and plain JSON."""
+
+  def __init__(self, config, corpora, weights, rows, seed):
+    documents = mixture.shuffled(corpora, weights, seed)
+    self._config, self._rows = config, list(rows)
+    self._packers = [packing.Packer(documents, r, config.size) for r in rows]
+    self._made_from = {
+      "data": _digest([corpus.fingerprint for corpus in corpora]),
+      "data.weights": list(weights),
+      "batch.size": config.size,
+      "batch.length": config.length,
+      "batch.packing": config.packing,
+      "seed": seed,
+    }
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    batch = packing.blank(len(self._rows), self._config.length)
+    for i, packer in enumerate(self._packers):
+      packer.fill(batch, i)
+    if self._config.packing == "stream":
+      batch = _joined(batch)
+    return batch
+
+  def state(self) -> State:
+    """Where this host's rows are, and what they are rows of."""
+    rows = zip(self._rows, self._packers, strict=True)
+    return {
+      "made_from": self._made_from,
+      "rows": {str(row): list(packer.state) for row, packer in rows},
+    }
+
+  def restore(self, state: State) -> None:
+    """Goes on where a state was taken: one that `merge` made of all hosts'.
+
+    Raises:
+      ValueError: if the state is of other data or settings, or lacks a row.
+    """
+    made_from = state["made_from"]
+    differences = [
+      f"{key} was {made_from.get(key)}, is {value}"
+      for key, value in self._made_from.items()
+      if made_from.get(key) != value
+    ]
+    if differences:
+      raise ValueError(
+        "The iterator's state belongs to another stream of batches:"
+        f" {'; '.join(differences)}. Resume with what the run was started"
+        " with, or start anew in another workdir."
+      )
+    missing = [row for row in self._rows if str(row) not in state["rows"]]
+    if missing:
+      raise ValueError(
+        f"The iterator's state lacks rows {missing[:8]} of the batch: the"
+        " files of some hosts are missing from the checkpoint's data/."
+      )
+    for row, packer in zip(self._rows, self._packers, strict=True):
+      packer.state = tuple(state["rows"][str(row)])
+
+
+def merge(states: Sequence[State]) -> State:
+  """Joins the states that the hosts took after the same step."""
+  rows = {}
+  for state in states:
+    rows |= state["rows"]
+  return {"made_from": states[0]["made_from"], "rows": rows}
+
+
+def eval_batches(
+  corpora: Sequence[store.Corpus],
+  size: int,
+  length: int,
+  rows: Sequence[int],
+) -> Iterator[Batch]:
+  """Yields every document once, in order; rows of the last batch may be empty.
+
+  The documents lie end to end whatever the batch's size, so that a loss over
+  them is the same for every size and number of hosts. Every host steps as
+  often. Rows without a document have no weight.
+  """
+  packer = packing.Packer(mixture.joined(corpora))
+  while not packer.exhausted:
+    batch = packing.blank(size, length)
+    for row in range(size):
+      packer.fill(batch, row)
+    yield jax.tree.map(lambda x: x[np.asarray(rows)], batch)
+
+
+class Prefetch:
+  """Makes batches ahead on a thread, and counts the seconds waited for them.
+
+  `state()` is that of the batch last handed out, not of the last one made.
+  """
+
+  def __init__(self, batches: TrainBatches, n_ahead: int):
+    self.seconds_waited = 0.0
+    self._state = batches.state()
+    self._queue: queue.Queue = queue.Queue(n_ahead)
+    self._closed = threading.Event()
+    self._thread = threading.Thread(
+      target=self._work, args=(batches,), name="prefetch", daemon=True
+    )
+    self._thread.start()
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    if self._closed.is_set():
+      raise ValueError("Prefetch is closed: no batch can be taken from it.")
+    started = time.monotonic()
+    batch, state, error = self._queue.get()
+    self.seconds_waited += time.monotonic() - started
+    if error:
+      self.close()
+      raise error
+    self._state = state
+    return batch
+
+  def state(self) -> State:
+    """The state to resume with after the batches taken so far."""
+    return self._state
+
+  def close(self) -> None:
+    """Ends the thread; batches that were made but not taken are dropped."""
+    self._closed.set()
+    while not self._queue.empty():  # frees a thread that waits for room
+      self._queue.get_nowait()
+    self._thread.join()
+
+  def __enter__(self) -> "Prefetch":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+  def _work(self, batches: TrainBatches) -> None:
+    try:
+      for batch in batches:
+        self._queue.put((batch, batches.state(), None))
+        if self._closed.is_set():
+          return
+      raise StopIteration
+    except Exception as error:  # handed to the thread that consumes
+      self._queue.put((None, None, error))
+
+
+def _joined(batch: Batch) -> Batch:
+  """One segment a row: documents see those before them."""
+  positions = np.broadcast_to(
+    np.arange(batch.tokens.shape[1], dtype=np.int32), batch.tokens.shape
+  )
+  return batch.replace(
+    segment_ids=np.ones_like(batch.segment_ids), positions=positions
+  )
+
+
+def _digest(parts: Iterable[str]) -> str:
+  return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
