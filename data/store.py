@@ -20,9 +20,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import grain
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 from jaxtyping import Int
 
@@ -85,9 +84,9 @@ class Corpus:
     return epath.Path(self.folder) / shard.path
 
   @functools.cached_property
-  def _records(self) -> grain.sources.ArrayRecordDataSource:
+  def _records(self) -> array_record_data_source.ArrayRecordDataSource:
     # With the counts given, no file is opened before it is read.
-    return grain.sources.ArrayRecordDataSource(
+    return array_record_data_source.ArrayRecordDataSource(
       [f"{self.path_of(s)}[0:{s.n_documents}]" for s in self.shards]
     )
 
