@@ -21,7 +21,7 @@ import numpy as np
 from data import mixture, packing, store
 from data.batch import Batch
 
-State = dict[str, Any]  # plain JSON
+State = dict[str, Any]  # plain JSON: row -> place, and "made_from"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,16 @@ def train_batches(
     weights: the share of tokens of each corpus; () takes them as they are.
     rows: the indices of this host's rows, in the order that it wants them.
     seed: of the shuffle.
+
+  Raises:
+    ValueError: if the corpora were made by different tokenizers.
   """
+  if len({corpus.tokenizer for corpus in corpora}) > 1:
+    made = ", ".join(f"{c.name} by {c.tokenizer[:12]}" for c in corpora)
+    raise ValueError(
+      f"These corpora were made by different tokenizers: {made}. Prepare them"
+      ' with one (tokenizer.kind="saved").'
+    )
   return TrainBatches(config, corpora, weights, rows, seed)
 
 
@@ -89,15 +98,17 @@ class TrainBatches:
     return batch
 
   def state(self) -> State:
-    """Where this host's rows are, and what they are rows of."""
+    """Where this host's rows are, and what they are rows of.
+
+    The states that the hosts took after one step unite, as dicts, into one that
+    any number of hosts can restore.
+    """
     rows = zip(self._rows, self._packers, strict=True)
-    return {
-      "made_from": self._made_from,
-      "rows": {str(row): list(packer.state) for row, packer in rows},
-    }
+    places = {str(row): list(packer.state) for row, packer in rows}
+    return places | {"made_from": self._made_from}
 
   def restore(self, state: State) -> None:
-    """Goes on where a state was taken: one that `merge` made of all hosts'.
+    """Goes on where a state was taken; more rows than this host's may be in it.
 
     Raises:
       ValueError: if the state is of other data or settings, or lacks a row.
@@ -110,26 +121,18 @@ class TrainBatches:
     ]
     if differences:
       raise ValueError(
-        "The iterator's state belongs to another stream of batches:"
+        "The checkpoint's data state belongs to another stream of batches:"
         f" {'; '.join(differences)}. Resume with what the run was started"
         " with, or start anew in another workdir."
       )
-    missing = [row for row in self._rows if str(row) not in state["rows"]]
+    missing = [row for row in self._rows if str(row) not in state]
     if missing:
       raise ValueError(
-        f"The iterator's state lacks rows {missing[:8]} of the batch: the"
-        " files of some hosts are missing from the checkpoint's data/."
+        f"The checkpoint's data state lacks rows {missing[:8]} of the batch:"
+        " the files of some hosts are missing from its folder data/."
       )
     for row, packer in zip(self._rows, self._packers, strict=True):
-      packer.state = tuple(state["rows"][str(row)])
-
-
-def merge(states: Sequence[State]) -> State:
-  """Joins the states that the hosts took after the same step."""
-  rows = {}
-  for state in states:
-    rows |= state["rows"]
-  return {"made_from": states[0]["made_from"], "rows": rows}
+      packer.state = tuple(state[str(row)])
 
 
 def eval_batches(

@@ -51,12 +51,14 @@ class Corpus:
   n_bytes: int  # UTF-8 bytes of the texts
   shards: tuple[Shard, ...]
   folder: str
+  tokenizer: str  # fingerprint of the one that made the ids
   vocab_size: int
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of what the shards hold, in their order."""
-    return _sha256("".join(shard.sha256 for shard in self.shards))
+    """SHA-256 of what the shards hold, in their order, and of its meaning."""
+    shards = (shard.sha256 for shard in self.shards)
+    return _sha256("".join([self.tokenizer, *shards]))
 
   def __len__(self) -> int:
     return self.n_documents
@@ -126,12 +128,6 @@ class Store:
       )
     self.train, self.heldout = (self._split(name) for name in SPLITS)
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """SHA-256 of the tokenizer and every shard."""
-    corpora = [corpus.fingerprint for corpus in self.train + self.heldout]
-    return _sha256("".join([self.manifest["tokenizer"], *corpora]))
-
   def verify(self) -> None:
     """Reads every shard once and compares its SHA-256 with the manifest."""
     for corpus in self.train + self.heldout:
@@ -151,6 +147,7 @@ class Store:
       corpus = Corpus(
         name=source["name"],
         folder=os.fspath(self.folder),
+        tokenizer=self.tokenizer.fingerprint,
         vocab_size=self.tokenizer.vocab_size,
         shards=shards,
         **entry,
