@@ -11,6 +11,7 @@ run of whitespace into one space, sets punctuation and Chinese characters apart,
 and reads a word that its pieces cannot spell as [UNK].
 """
 
+import abc
 import collections
 import dataclasses
 import functools
@@ -19,7 +20,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 import sentencepiece
@@ -67,46 +68,10 @@ class Config:
       )
 
 
-class Tokenizer(Protocol):
+class Tokenizer(abc.ABC):
   """What every kind can do. Ids 0, 1 and 2 never come out of `encode`."""
 
-  filename: ClassVar[str]
-  pad_id: ClassVar[int]
-  bos_id: ClassVar[int]
-  eos_id: ClassVar[int]
-
-  @property
-  def vocab_size(self) -> int:
-    """Ids are 0 to vocab_size - 1."""
-
-  @property
-  def fingerprint(self) -> str:
-    """SHA-256 of what defines the tokenizer, in hex."""
-
-  @property
-  def token_bytes(self) -> Int[np.ndarray, "V"]:
-    """UTF-8 bytes that each id stands for; 0 for controls.
-
-    For a lossless kind they sum to the length of the encoded text.
-    """
-
-  def encode(self, text: str) -> list[int]:
-    """The ids of a text, without BOS and EOS."""
-
-  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """Encodes many texts, on all cores."""
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """The text of ids; controls are silent, broken UTF-8 becomes U+FFFD."""
-
-  def save(self, folder: epath.PathLike) -> None:
-    """Writes the tokenizer's one file."""
-
-
-class _Blob:
-  """The part that all kinds share: one file, its bytes, its fingerprint."""
-
-  filename: ClassVar[str]
+  filename: ClassVar[str]  # of the one file that defines it
   pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
 
   def __init__(self, blob: bytes):
@@ -114,15 +79,42 @@ class _Blob:
 
   @functools.cached_property
   def fingerprint(self) -> str:
+    """SHA-256 of what defines the tokenizer, in hex."""
     return hashlib.sha256(self.filename.encode() + self._blob).hexdigest()
 
   def save(self, folder: epath.PathLike) -> None:
+    """Writes the tokenizer's one file."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / self.filename).write_bytes(self._blob)
 
+  @property
+  @abc.abstractmethod
+  def vocab_size(self) -> int:
+    """Ids are 0 to vocab_size - 1."""
 
-class _Bytes(_Blob):
+  @functools.cached_property
+  @abc.abstractmethod
+  def token_bytes(self) -> Int[np.ndarray, "V"]:
+    """UTF-8 bytes that each id stands for; 0 for controls.
+
+    For a lossless kind they sum to the length of the encoded text.
+    """
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without BOS and EOS."""
+
+  @abc.abstractmethod
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes many texts, on all cores."""
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids; controls are silent, broken UTF-8 becomes U+FFFD."""
+
+
+class _Bytes(Tokenizer):
   """Byte b is id b + 3; nothing to train."""
 
   filename = "tokenizer.bytes"
@@ -149,7 +141,7 @@ class _Bytes(_Blob):
     )
 
 
-class _SentencePiece(_Blob):
+class _SentencePiece(Tokenizer):
   """Unigram or BPE pieces with byte fallback; spaces are written as U+2581."""
 
   filename = "tokenizer.model"
@@ -195,7 +187,7 @@ class _SentencePiece(_Blob):
     return self._model.decode([int(i) for i in ids])
 
 
-class _HuggingFace(_Blob):
+class _HuggingFace(Tokenizer):
   """A tokenizer.json: byte-level BPE or WordPiece."""
 
   filename = "tokenizer.json"
