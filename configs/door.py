@@ -29,6 +29,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import logging as logging_lib
 import os
 import pathlib
 import runpy
@@ -38,7 +39,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 
 from configs import fields, manual
@@ -119,7 +120,21 @@ def run(
     return overrides
 
   with plain_mistakes():
+    _quiet_libraries()
     app.run(start, flags_parser=parse)
+
+
+def _quiet_libraries() -> None:
+  """Lets our own log lines through, plainly; of others only the warnings."""
+  handler = logging.get_absl_handler()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler.setFormatter(logging_lib.Formatter("%(message)s"))
+  handler.addFilter(
+    lambda record: (
+      record.levelno >= logging_lib.WARNING or _is_ours(record.pathname)
+    )
+  )
 
 
 @contextlib.contextmanager
@@ -144,7 +159,11 @@ def plain_mistakes() -> Iterator[None]:
 def _raised_here(error: BaseException) -> bool:
   """Tells whether the innermost Python frame is a line of this repository."""
   frames = [f for f, _ in traceback.walk_tb(error.__traceback__)]
-  path = pathlib.Path(frames[-1].f_code.co_filename).resolve()
+  return _is_ours(frames[-1].f_code.co_filename)
+
+
+def _is_ours(file: str) -> bool:
+  path = pathlib.Path(file).resolve()
   return path.is_relative_to(_ROOT) and "site-packages" not in path.parts
 
 

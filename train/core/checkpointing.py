@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from data import pipeline
 from models import checkpoint
 from train.core.state import TrainState
 
@@ -40,7 +41,7 @@ class Config:
 class Progress:
   """What a run needs beside its arrays to go on as if nothing had happened."""
 
-  data: dict[str, Any]  # row of the global batch -> state of its stream
+  data: pipeline.State  # of the rows of this host; of all rows when restored
   loop: dict[str, Any]  # tokens seen, early stopping
 
 
@@ -179,8 +180,8 @@ def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
   parts = [
     json.loads(file.read_text()) for file in sorted((path / "data").iterdir())
   ]
-  rows = {row: s for part in parts for row, s in part["data"].items()}
-  progress = Progress(rows, parts[0]["loop"])
+  data = {row: s for part in parts for row, s in part["data"].items()}
+  progress = Progress(data, parts[0]["loop"])
   return TrainState(params=params, **rest), progress
 
 

@@ -29,7 +29,7 @@ class Config:
   seed: int = 0  # of initialization, dropout and the order of the data
   log_every_steps: int = 10
   eval_every_steps: int = 0  # 0: only after the last step
-  stopping: stopping.Config | None = None  # None: all steps are made
+  stop_early: stopping.Config | None = None  # None: all steps are made
 
   def __post_init__(self):
     for name in ("steps", "n_micro", "log_every_steps"):
@@ -90,16 +90,6 @@ def compile_step(
   with layout.use():
     compiled = jitted.lower(state, batch).compile()
   return compiled, time.perf_counter() - start
-
-
-def place(batch: Batch, layout: Layout, n_rows: int) -> Batch:
-  """Hands this host's rows to its devices: a global batch of n_rows."""
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(
-      layout.batch, x, (n_rows, *x.shape[1:])
-    ),
-    batch,
-  )
 
 
 def run(
@@ -173,11 +163,11 @@ def run(
     if is_last or is_due(config.eval_every_steps):
       found = evaluate()
       numbers.update(found)
-      if config.stopping:
+      if config.stop_early:
         loop_state["stopping"] = stopping.advance(
-          config.stopping, loop_state["stopping"], found
+          config.stop_early, loop_state["stopping"], found
         )
-        is_last |= stopping.is_over(config.stopping, loop_state["stopping"])
+        is_last |= stopping.is_over(config.stop_early, loop_state["stopping"])
       clock.restart()
     if is_last or is_due(checkpoints.every_steps):
       save()

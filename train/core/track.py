@@ -102,6 +102,12 @@ class Files:
           self._board.add_scalar(f"{name}/{key}", number, step)
 
 
+def say(line: str) -> None:
+  """Prints a line at once, on the first process."""
+  if jax.process_index() == 0:
+    print(line, flush=True)
+
+
 def open_tracker(workdir: epath.Path, step: int) -> Tracker:
   """The tracker of this process, for a run that goes on after `step`."""
   if jax.process_index():

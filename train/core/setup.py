@@ -1,0 +1,142 @@
+"""What every run on text begins with: devices, data, tokenizer, model."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from etils import epath
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+
+from configs import door
+from data import pipeline, prepare, store
+from data.batch import Batch
+from models import checkpoint, families
+from sharding import hosts, mesh, rules
+from sharding.rules import Layout
+
+# What a run cannot change on the way: its parameters and its place in the data
+# would mean something else.
+_FIXED = ("model", "tokenizer", "data", "batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """The parts that do not change while a run goes on."""
+
+  layout: Layout
+  model: families.Config
+  store: store.Store
+  batch: pipeline.Config
+
+  @property
+  def rows(self) -> list[int]:
+    """Rows of the global batch that this host's devices hold, in order."""
+    shape = (self.batch.size, self.batch.length)
+    places = self.layout.batch.addressable_devices_indices_map(shape)
+    starts = {
+      index[0].indices(self.batch.size)[:2] for index in places.values()
+    }
+    return [row for start, stop in sorted(starts) for row in range(start, stop)]
+
+  def put(self, batch: Batch) -> Batch:
+    """This host's rows -> the global batch, on the devices."""
+    shape = (self.batch.size, self.batch.length)
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(
+        self.layout.batch, x, shape
+      ),
+      batch,
+    )
+
+  @property
+  def abstract_batch(self) -> Batch:
+    """Shapes, types and places of a global batch."""
+    shape = (self.batch.size, self.batch.length)
+
+    def field(dtype):
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=self.layout.batch)
+
+    ids = field(jnp.int32)
+    return Batch(ids, ids, field(jnp.float32), ids, ids)
+
+  def heldout(self) -> Iterator[Batch]:
+    """The held-out documents, once, as global batches on the devices."""
+    size, length = self.batch.size, self.batch.length
+    for batch in pipeline.eval_batches(
+      self.store.heldout, size, length, self.rows
+    ):
+      yield self.put(batch)
+
+
+def begin(config: door.Config, workdir: epath.Path) -> Setup:
+  """Joins the hosts, builds the mesh, prepares or opens the store.
+
+  Raises:
+    ValueError: settings that do not fit each other or this machine.
+  """
+  hosts.initialize()
+  layout = rules.make(mesh.make(config.mesh), config.mesh.rules)
+  _check(config, layout)
+  folder = prepare.folder(config.data, workdir)
+  if jax.process_index() == 0:
+    prepare.prepare(config.data, config.tokenizer, folder)
+  multihost_utils.sync_global_devices("store")
+  opened = store.Store(folder)
+  if opened.tokenizer.vocab_size > config.model.vocab_size:
+    raise ValueError(
+      f"the tokenizer of {folder} has {opened.tokenizer.vocab_size} ids and the "
+      f"model vocab_size={config.model.vocab_size}: ids beyond would be read as "
+      "the last one. Raise model.vocab_size, or train a smaller tokenizer."
+    )
+  return Setup(layout, config.model, opened, config.batch)
+
+
+def _check(config: door.Config, layout: Layout) -> None:
+  batch, n_shards = config.batch, layout.n_batch_shards
+  if batch.size % n_shards:
+    raise ValueError(
+      f"batch.size={batch.size} does not divide over {n_shards} shards "
+      f"({mesh.describe(layout.mesh)}): make it a multiple of {n_shards}."
+    )
+  if batch.length > config.model.max_length:
+    raise ValueError(
+      f"batch.length={batch.length} is more than model.max_length="
+      f"{config.model.max_length}: shorten the one or raise the other."
+    )
+
+
+def settle(
+  config: door.Config,
+  workdir: epath.Path,
+  sections: dict[str, Any],
+  say: Callable[[str], None],
+) -> dict[str, Any]:
+  """Writes WORKDIR/config.json, once it fits what the run began with.
+
+  Returns:
+    The resolved config as plain data.
+
+  Raises:
+    ValueError: the run has checkpoints of another model or of other data.
+  """
+  path, settings = workdir / "config.json", config.to_dict()
+  if path.exists() and checkpoint.steps(workdir):
+    before = door.load(path, sections)
+    changed = door.differences(before, config)
+    fixed = [k for k in changed if k.split(".")[0] in _FIXED]
+    if fixed:
+      was, now = changed[fixed[0]]
+      raise ValueError(
+        f"{workdir} was begun with {fixed[0]}={was!r}, and now it is {now!r}"
+        + (f" ({len(fixed) - 1} more differ)" if fixed[1:] else "")
+        + ": resume with what it was, or choose another --workdir."
+      )
+    for key, (was, now) in changed.items():
+      say(f"changed since the run began: {key} was {was!r}, is {now!r}")
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1))
+  return settings

@@ -1,0 +1,83 @@
+"""Which evaluators run, and on what: the section `eval`."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from models import sampling
+from train.core.loop import Evaluator
+from train.core.setup import Setup
+from train.core.track import Tracker
+from train.evaluators import compression, perplexity, samples, syntax
+
+NAMES = ("perplexity", "samples", "compression", "python")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What is looked at while a run goes on, and at its end."""
+
+  during: tuple[str, ...] = ("perplexity", "samples")  # each evaluation
+  final: tuple[str, ...] = ("perplexity", "samples")  # train.evaluate
+  prompts: tuple[str, ...] = ("",)  # that samples continue
+  n_python: int = 20  # samples that `python` draws
+
+  def __post_init__(self):
+    for name in (*self.during, *self.final):
+      if name not in NAMES:
+        raise ValueError(
+          f"{name!r} is no evaluator: choose among {', '.join(NAMES)}."
+        )
+    if "samples" in self.during + self.final and not self.prompts:
+      raise ValueError("prompts=() leaves samples nothing to continue.")
+    if self.n_python < 1:
+      raise ValueError(f"n_python={self.n_python} must be positive.")
+
+
+def make(
+  names: tuple[str, ...],
+  config: Config,
+  generate: sampling.Config,
+  setup: Setup,
+  tracker: Tracker,
+) -> dict[str, Evaluator]:
+  """Builds evaluators by name."""
+  tokenizer = setup.store.tokenizer
+
+  def write(params: Any, prompts: tuple[str, ...]) -> list[str]:
+    return samples.write(setup.model, params, tokenizer, prompts, generate)
+
+  def show(params: Any, step: int) -> dict[str, float]:
+    for prompt, text in zip(
+      config.prompts, write(params, config.prompts), strict=True
+    ):
+      tracker.text(step, "sample", text)
+      tracker.say(f"--- {prompt!r} goes on:\n{text}\n---")
+    return {}
+
+  def compress(params: Any, step: int) -> dict[str, float]:
+    del params, step
+    return compression.bits_per_byte(_texts(setup))
+
+  def python(params: Any, step: int) -> dict[str, float]:
+    texts = write(params, config.n_python * ("",))
+    for text in texts:
+      tracker.text(step, "python", text)
+    return {"python_share": syntax.share(texts)}
+
+  made = {
+    "perplexity": lambda: perplexity.make(
+      setup.model, setup.heldout, tokenizer.token_bytes, setup.layout
+    ),
+    "samples": lambda: show,
+    "compression": lambda: compress,
+    "python": lambda: python,
+  }
+  return {name: made[name]() for name in names}
+
+
+def _texts(setup: Setup) -> Iterator[str]:
+  """The held-out documents, decoded: the bytes that perplexity is over."""
+  for corpus in setup.store.heldout:
+    for i in range(len(corpus)):
+      yield setup.store.tokenizer.decode(corpus[i])
