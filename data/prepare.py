@@ -165,7 +165,8 @@ def _write_sources(
       entry = _tokenize(config, source, tokenizer, out, f"{i:02d}")
     if not entry["train"]["n_documents"]:
       raise ValueError(
-        f"data.sources: {source!r} gives no document to train on."
+        f"data.sources: {source!r} gives no document to train on"
+        f" ({entry['heldout']['n_documents']} are held out)."
       )
     entries.append({"name": source} | entry)
   n_heldout = sum(entry["heldout"]["n_documents"] for entry in entries)

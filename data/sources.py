@@ -13,11 +13,11 @@ on where the source lies.
 
 import fnmatch
 import json
-import math
 import os
+import sys
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import NamedTuple
 
 import zstandard
@@ -79,7 +79,7 @@ def files(source: str) -> list[tuple[str, epath.Path]]:
     pattern = list(path.parts[fixed:])
     path = epath.Path(*path.parts[:fixed]) if fixed else epath.Path(".")
   if path.is_dir():
-    depth = math.inf if "**" in pattern else len(pattern)
+    depth = sys.maxsize if "**" in pattern else len(pattern)
     listed = [
       (name, file)
       for name, file in _walk(path, depth)
@@ -100,23 +100,23 @@ def _stdlib() -> list[tuple[str, epath.Path]]:
   root = epath.Path(sysconfig.get_paths()["stdlib"])
   return sorted(
     (name, file)
-    for name, file in _walk(root, math.inf)
-    if name.endswith(".py") and not NOT_LIBRARY & set(name.split("/"))
+    for name, file in _walk(root, sys.maxsize, NOT_LIBRARY)
+    if name.endswith(".py")
   )
 
 
 def _walk(
-  folder: epath.Path, depth: float, prefix: str = ""
+  folder: epath.Path, depth: int, left_out: Set[str] = frozenset()
 ) -> Iterator[tuple[str, epath.Path]]:
   """Yields the files down to a depth; hidden ones and caches left out."""
   for path in folder.iterdir():
-    name = prefix + path.name
-    if path.name.startswith(".") or path.name == "__pycache__":
+    if path.name.startswith(".") or path.name in {"__pycache__", *left_out}:
       continue
     if not path.is_dir():
-      yield name, path
+      yield path.name, path
     elif depth > 1:
-      yield from _walk(path, depth - 1, f"{name}/")
+      for name, file in _walk(path, depth - 1, left_out):
+        yield f"{path.name}/{name}", file
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
@@ -183,7 +183,7 @@ def _json_documents(
     text = record[text_key]
     if not isinstance(text, str):
       raise ValueError(
-        f"{where}: {text_key!r} is a {type(text).__name__}, not a string."
+        f"{where}: {text_key!r} holds {type(text).__name__}, not a string."
       )
     _check_encodable(text, where)
     yield Document(f"{name}:{number}", text)

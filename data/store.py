@@ -64,6 +64,8 @@ class Corpus:
     return self.n_documents
 
   def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
+    if not 0 <= index < self.n_documents:
+      raise IndexError(f"{self.name} has no document {index}")
     try:
       record = self._records[index]
     except (RuntimeError, OSError) as error:

@@ -20,7 +20,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, SupportsInt
 
 import numpy as np
 import sentencepiece
@@ -110,7 +110,7 @@ class Tokenizer(abc.ABC):
     """Encodes many texts, on all cores."""
 
   @abc.abstractmethod
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsInt]) -> str:
     """The text of ids; controls are silent, broken UTF-8 becomes U+FFFD."""
 
 
@@ -134,11 +134,10 @@ class _Bytes(Tokenizer):
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     return [self.encode(text) for text in texts]
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsInt]) -> str:
     first = len(CONTROLS)
-    return bytes(int(i) - first for i in ids if i >= first).decode(
-      errors="replace"
-    )
+    raw = bytes(int(i) - first for i in ids if int(i) >= first)
+    return raw.decode(errors="replace")
 
 
 class _SentencePiece(Tokenizer):
@@ -183,7 +182,7 @@ class _SentencePiece(Tokenizer):
         batch[i] = self.encode(text)
     return batch
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsInt]) -> str:
     return self._model.decode([int(i) for i in ids])
 
 
@@ -225,7 +224,7 @@ class _HuggingFace(Tokenizer):
     batch = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in batch]
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsInt]) -> str:
     return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
 
 

@@ -1,0 +1,135 @@
+"""What is damaged, missing or of another tokenizer is named, never read."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from data import store as store_lib
+from data import tokenizer as tokenizer_lib
+from data.store import Store
+
+
+@pytest.fixture
+def copy(store, tmp_path):
+  shutil.copytree(store.folder, tmp_path / "copy")
+  return tmp_path / "copy"
+
+
+def read_all(folder):
+  opened = Store(folder)
+  return [c[i] for c in opened.train + opened.heldout for i in range(len(c))]
+
+
+def shard_of(folder):
+  return sorted((folder / "train").iterdir())[1]
+
+
+@pytest.mark.parametrize("n_left", [0, 100, 65_536, -1])
+def test_a_truncated_shard_is_named(copy, n_left):
+  shard = shard_of(copy)
+  raw = shard.read_bytes()
+  shard.write_bytes(raw[:n_left])
+  with pytest.raises(ValueError, match=f"{shard}.*the manifest says"):
+    Store(copy)
+
+
+def test_a_missing_shard_is_named(copy):
+  shard = shard_of(copy)
+  shard.unlink()
+  with pytest.raises(ValueError, match=f"{shard} is missing"):
+    Store(copy)
+
+
+def test_a_flipped_bit_is_named_or_harmless(copy, store):
+  """D10: ArrayRecord's own hashes; what it lets pass must not matter."""
+  truth = read_all(store.folder)
+  shard, rng = shard_of(copy), random.Random(0)
+  raw, n_named = shard.read_bytes(), 0
+  used = np.flatnonzero(np.frombuffer(raw, np.uint8))
+  for _ in range(60):
+    damaged = bytearray(raw)
+    damaged[rng.choice(used)] ^= 1 << rng.randrange(8)
+    shard.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{shard} is not what was prepared"):
+      Store(copy).verify()
+    try:
+      found = read_all(copy)
+    except ValueError as error:
+      assert f"{shard} is damaged" in str(error)
+      n_named += 1
+    else:
+      for a, b in zip(found, truth, strict=True):
+        np.testing.assert_array_equal(a, b)
+  assert n_named > 20
+
+
+def test_an_intact_store_verifies(copy):
+  Store(copy).verify()
+
+
+def write_store(folder, ids, vocab_size=259):
+  tokenizer = tokenizer_lib.train(
+    tokenizer_lib.Config(kind="bytes", vocab_size=259), []
+  )
+  tokenizer.save(folder)
+  root = store_lib.epath.Path(folder)
+  writer = store_lib.Writer(root, "train/00", vocab_size, 100)
+  for document in ids:
+    writer.add(document, 1)
+  entry = {
+    "name": "x",
+    "train": writer.close(),
+    "heldout": store_lib.Writer(root, "heldout/00", vocab_size, 100).close(),
+  }
+  manifest = {"tokenizer": tokenizer.fingerprint, "sources": [entry]}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  return Store(folder)
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(tmp_path):
+  """D12: the highest id that fits is read, the next one is not."""
+  (corpus,) = write_store(tmp_path, [[0, 258], [1], [259]]).train
+  assert corpus[0].tolist() == [0, 258]
+  with pytest.raises(ValueError, match="document 2 has id 259.*below 259"):
+    corpus[2]
+
+
+@pytest.mark.parametrize("vocab_size", [1 << 16, (1 << 16) + 1, 1 << 31])
+def test_the_largest_id_survives_writing(tmp_path, vocab_size):
+  (corpus,) = write_store(tmp_path, [[vocab_size - 1]], vocab_size).train
+  object.__setattr__(corpus, "vocab_size", vocab_size)
+  assert corpus[0].tolist() == [vocab_size - 1]
+  assert corpus[0].dtype == np.int32
+
+
+def test_an_id_that_no_record_can_hold_is_refused(tmp_path):
+  with pytest.raises(OverflowError):
+    write_store(tmp_path, [[1 << 16]])
+
+
+def test_a_tokenizer_that_was_exchanged_is_refused(copy):
+  """D11."""
+  (copy / "tokenizer.bytes").write_text("other")
+  with pytest.raises(ValueError, match="were made by the tokenizer"):
+    Store(copy)
+
+
+def test_a_store_without_its_tokenizer_is_refused(copy):
+  (copy / "tokenizer.bytes").unlink()
+  with pytest.raises(ValueError, match="holds no tokenizer"):
+    Store(copy)
+
+
+def test_a_folder_that_is_no_store(tmp_path):
+  with pytest.raises(ValueError, match="is no prepared store"):
+    Store(tmp_path)
+
+
+def test_negative_and_far_indices_are_refused(store):
+  with pytest.raises(IndexError):
+    store.train[0][len(store.train[0])]
+  with pytest.raises(IndexError):
+    store.train[0][-1]
