@@ -47,12 +47,13 @@ SECTIONS = {
 
 def main(config: door.Config, workdir: epath.Path) -> None:
   """Prepares, builds, resumes or begins, trains."""
+  factor = schedule.make(config.schedule, config.train.steps)
   s = setup.begin(config, workdir)
-  settings = setup.settle(config, workdir, SECTIONS, track.say)
+  say = track.terminal().say
+  settings = setup.settle(config, workdir, SECTIONS, say)
 
   # What is trained, and how.
   axes = families.axes(s.model)
-  factor = schedule.make(config.schedule, config.train.steps)
   optimizer = optim.make(config.optim, factor, axes)
   if s.model.dtype == "float16":
     optimizer = precision.wrap(optimizer, precision.Config())
@@ -73,7 +74,7 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     workdir, config.checkpoint, settings, s.store.tokenizer.save
   )
   places = state.abstract(s.model, optimizer, s.layout)
-  found = checkpoints.restore(places, track.say)
+  found = checkpoints.restore(places, say)
   if found:
     first, progress = found
     batches.restore(progress.data)

@@ -20,6 +20,7 @@ from etils import epath
 
 from data import pipeline
 from models import checkpoint
+from train.core import optim
 from train.core.state import TrainState
 
 
@@ -93,12 +94,13 @@ class Checkpoints:
     (staged / f"{process}.json").write_text(
       json.dumps(dataclasses.asdict(progress))
     )
-    rest = {"step": state.step, "opt_state": state.opt_state}
+    # params/ is what all others use; an average is not what goes on training.
+    published = optim.eval_params(state.opt_state, state.params)
     self._writer.save(
       path,
       ocp.args.Composite(
-        params=ocp.args.PyTreeSave(state.params),
-        state=ocp.args.PyTreeSave(rest),
+        params=ocp.args.PyTreeSave(published),
+        state=ocp.args.PyTreeSave(_beside_params(state)),
       ),
       force=True,
     )
@@ -173,16 +175,22 @@ class Checkpoints:
 
 
 def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
-  params = checkpoint.restore(path / "params", wanted.params)
-  rest = checkpoint.restore(
-    path / "state", {"step": wanted.step, "opt_state": wanted.opt_state}
-  )
+  rest = checkpoint.restore(path / "state", _beside_params(wanted))
+  if "params" not in rest:
+    rest["params"] = checkpoint.restore(path / "params", wanted.params)
   parts = [
     json.loads(file.read_text()) for file in sorted((path / "data").iterdir())
   ]
   data = {row: s for part in parts for row, s in part["data"].items()}
   progress = Progress(data, parts[0]["loop"])
-  return TrainState(params=params, **rest), progress
+  return TrainState(**rest), progress
+
+
+def _beside_params(state: TrainState) -> dict[str, Any]:
+  rest = {"step": state.step, "opt_state": state.opt_state}
+  if optim.is_averaged(state.opt_state):
+    rest["params"] = state.params
+  return rest
 
 
 def _delete(path: epath.Path) -> None:

@@ -279,12 +279,7 @@ def _muon(config: Muon, axes: Axes) -> optax.GradientTransformation:
 
 def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   """The parameters to evaluate and publish: the average, where one is kept."""
-
-  def averages(node):
-    return isinstance(node, ema.EmaState | optax.contrib.ScheduleFreeState)
-
-  nodes = jax.tree.leaves(opt_state, is_leaf=averages)
-  state = next(filter(averages, nodes), None)
+  state = _average(opt_state)
   if state is None:
     return params
   if isinstance(state, ema.EmaState):
@@ -292,6 +287,19 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   else:
     mean = optax.contrib.schedule_free_eval_params(state, params)
   return jax.tree.map(lambda m, p: m.astype(p.dtype), mean, params)
+
+
+def is_averaged(opt_state: optax.OptState) -> bool:
+  """Whether the published parameters differ from the ones being trained."""
+  return _average(opt_state) is not None
+
+
+def _average(opt_state: optax.OptState) -> Any:
+  def averages(node):
+    return isinstance(node, ema.EmaState | optax.contrib.ScheduleFreeState)
+
+  nodes = jax.tree.leaves(opt_state, is_leaf=averages)
+  return next(filter(averages, nodes), None)
 
 
 def shardings(

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from configs import door
 from data import pipeline, prepare, store
+from data import tokenizer as tokenizers
 from data.batch import Batch
 from models import checkpoint, families
 from sharding import hosts, mesh, rules
@@ -140,3 +141,19 @@ def settle(
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1))
   return settings
+
+
+def check_tokenizer(path: epath.Path, opened: store.Store) -> None:
+  """Checks that a checkpoint reads the ids of a store as they were meant.
+
+  Raises:
+    ValueError: they come from two tokenizers.
+  """
+  own = tokenizers.load(path).fingerprint
+  if own != opened.tokenizer.fingerprint:
+    raise ValueError(
+      f"{path} was trained with the tokenizer {own[:12]}, and the store "
+      f"{opened.folder} was made by {opened.tokenizer.fingerprint[:12]}: its "
+      f'ids mean other pieces. Prepare it with tokenizer.kind="saved" and '
+      f"tokenizer.path={str(path)!r}."
+    )

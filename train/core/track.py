@@ -36,10 +36,10 @@ class Tracker(Protocol):
 
 
 class Silent:
-  """The tracker of all processes but the first."""
+  """The tracker of all processes but the first, which has the same numbers."""
 
   def log(self, step: int, kind: str, values: dict[str, float]) -> None:
-    """Drops them: the first process has the same."""
+    """Drops them."""
 
   def text(self, step: int, name: str, text: str) -> None:
     """Drops it."""
@@ -51,7 +51,15 @@ class Silent:
     """Has nothing to write."""
 
 
-class Files:
+class Terminal(Silent):
+  """Lines only."""
+
+  def say(self, line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+
+class Files(Terminal):
   """metrics.jsonl, TensorBoard events and the terminal."""
 
   def __init__(self, workdir: epath.Path, step: int):
@@ -74,10 +82,6 @@ class Files:
   def text(self, step: int, name: str, text: str) -> None:
     """Queues a text; it goes to TensorBoard and to samples.txt."""
     self._queue.put((step, name, text))
-
-  def say(self, line: str) -> None:
-    """Prints a line at once."""
-    print(line, flush=True)
 
   def close(self) -> None:
     """Writes what is queued and closes the files."""
@@ -102,10 +106,9 @@ class Files:
           self._board.add_scalar(f"{name}/{key}", number, step)
 
 
-def say(line: str) -> None:
-  """Prints a line at once, on the first process."""
-  if jax.process_index() == 0:
-    print(line, flush=True)
+def terminal() -> Tracker:
+  """Lines of the first process; the others are silent."""
+  return Silent() if jax.process_index() else Terminal()
 
 
 def open_tracker(workdir: epath.Path, step: int) -> Tracker:

@@ -1,0 +1,119 @@
+"""The page at the end of a run: its curves as a picture, its figures as a table.
+
+    python -m train.report --workdir=runs/quick
+
+Reads metrics.jsonl and evaluation.json, draws WORKDIR/curves.png.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from configs import door
+from models import checkpoint
+from train.core import track
+
+SECTIONS: dict[str, type] = {}
+_PANELS = (
+  # kind, key, label, logarithmic
+  ("train", "loss", "loss", True),
+  ("train", "grad_norm", "gradient norm", True),
+  ("train", "lr", "learning rate", False),
+  ("train", "tokens_per_second", "tokens / s", False),
+)
+
+
+def main(config: door.Config, workdir: epath.Path) -> None:
+  """Draws and prints."""
+  del config
+  rows = track.rows(workdir)
+  train = [row for row in rows if row["kind"] == "train"]
+  if not train:
+    raise ValueError(
+      f"{workdir} has no metrics.jsonl with steps: give the --workdir of a run."
+    )
+  draw(rows, workdir / "curves.png")
+  path = workdir / "evaluation.json"
+  figures = json.loads(path.read_text()) if path.exists() else {}
+  print(table(train, figures, workdir))
+
+
+def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
+  """Four curves over the steps; held-out loss lies beside the training loss."""
+  figure = Figure(figsize=(10, 6.5))  # no window system is asked for
+  axes = figure.subplots(2, 2, sharex=True)
+  for (kind, key, label, logarithmic), axis in zip(
+    _PANELS, axes.flat, strict=True
+  ):
+    points = [(r["step"], r[key]) for r in rows if r["kind"] == kind]
+    axis.plot(*zip(*points, strict=True), color="#22577a", linewidth=1.4)
+    if key == "loss":
+      held = [
+        (r["step"], r["heldout_loss"]) for r in rows if "heldout_loss" in r
+      ]
+      if held:
+        axis.plot(
+          *zip(*held, strict=True), "o-", color="#d1495b", label="held out"
+        )
+        axis.legend(frameon=False)
+    axis.set_title(label, loc="left", fontsize=11)
+    if logarithmic:
+      axis.set_yscale("log")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+  for axis in axes[-1]:
+    axis.set_xlabel("step")
+  figure.tight_layout()
+  with path.open("wb") as file:
+    figure.savefig(file, dpi=120, format="png")
+
+
+def table(
+  train: list[dict[str, Any]], figures: dict[str, Any], workdir: epath.Path
+) -> str:
+  """What a run came to, where it lies, and what to do next."""
+  first, last = train[0], train[-1]
+  steady = train[1:] or train  # the first line has one step
+  rate = sum(row["tokens_per_second"] for row in steady) / len(steady)
+  lines = [
+    ("loss", f"{first['loss']:.3f} at the start, {last['loss']:.3f} now")
+  ]
+  if "bits_per_byte" in figures:
+    others = [
+      f"{name} {figures[f'{name}_bits_per_byte']:.3f}"
+      for name in ("gzip", "bz2", "xz")
+      if f"{name}_bits_per_byte" in figures
+    ]
+    lines.append(("held-out bits per byte", f"{figures['bits_per_byte']:.3f}"))
+    if others:
+      lines.append(("  the same bytes by", ", ".join(others)))
+  if "python_share" in figures:
+    share = f"{figures['python_share']:.0%} of samples (their first ten lines)"
+    lines.append(("passes as Python", share))
+  speed = f"{rate:,.0f} tokens/s"
+  if "mfu" in last:
+    mfu = sum(row["mfu"] for row in steady) / len(steady)
+    speed += f", MFU {mfu:.1%} of the measured matmul peak"
+  lines += [
+    ("speed", speed),
+    ("checkpoint", str(checkpoint.find(workdir))),
+    ("curves", str(workdir / "curves.png")),
+    ("samples", str(workdir / "samples.txt")),
+    ("numbers", f"{workdir / 'metrics.jsonl'}, TensorBoard beside it"),
+  ]
+  width = max(len(name) for name, _ in lines)
+  text = "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
+  return f"""
+{text}
+
+  next:
+    python -m serve.generate --workdir={workdir} --prompt='def main('
+    python -m data.show --workdir={workdir}
+    python -m train.pretrain --workdir={workdir} --config.train.steps=2000
+"""
+
+
+if __name__ == "__main__":
+  door.run(main, SECTIONS)
