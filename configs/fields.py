@@ -71,8 +71,7 @@ def make(cls: type, values: Mapping[str, Any], key: str, base: Any = None):
       return dataclasses.replace(base, **changes)
     return cls(**changes)
   except ValueError as error:
-    section = key.removeprefix("config.")
-    said = str(error).removeprefix(f"{section}.")
+    said = str(error).removeprefix(f"{key.rpartition('.')[2]}.")
     joint = ": " if said == str(error) else "."
     raise ValueError(f"{key}{joint}{said}") from error
 
@@ -278,7 +277,8 @@ def show(hint: Any) -> str:
 def comments(cls: type) -> dict[str, str]:
   """Reads the comment of each field from the source.
 
-  It stands behind the field or, where there is none, in the lines above it.
+  It stands behind the field or, where there is none, in the lines above it; a
+  field that only changes a default keeps the comment that it inherits.
   """
   found = {}
   for base in reversed(cls.__mro__[:-1]):
@@ -297,5 +297,6 @@ def comments(cls: type) -> dict[str, str]:
         while not words and above in alone:
           above -= 1
         words += [alone[line] for line in range(above + 1, node.lineno)]
-        found[node.target.id] = " ".join(words)
+        name = node.target.id
+        found[name] = " ".join(words) or found.get(name, "")
   return found

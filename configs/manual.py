@@ -45,7 +45,7 @@ def _rows(cls: type, prefix: str) -> list[str]:
     what = fields.show(hint)
     nested = fields.dataclass_in(hint)
     if default is not dataclasses.MISSING and not (nested and default):
-      what += f" = {default}"
+      what += f" = {default}" if default != "" else " = ''"
     comment = fields.comments(cls).get(field.name, "")
     rows.append(_row(prefix + field.name, what, comment))
     rows += _rows(nested, f"{prefix}{field.name}.") if nested else []
@@ -53,12 +53,13 @@ def _rows(cls: type, prefix: str) -> list[str]:
 
 
 def _row(name: str, what: str, comment: str) -> str:
-  start = f"  {name:<16} {what:<20} "
-  if comment and len(start) > 40:
-    start = f"{start.rstrip()}\n{' ' * 40}"
-  head, _, last = start.rpartition("\n")
-  body = textwrap.fill(last + comment, 80, subsequent_indent=" " * 40)
-  return f"{head}\n{body}" if head else body.rstrip()
+  """Lays out three columns; what is too wide moves the rest a line down."""
+  head = f"  {name:<16} {what}"
+  first = textwrap.wrap(head, 80, subsequent_indent=" " * 19)
+  rest = textwrap.wrap(comment, 80 - 40)
+  if rest and len(head) < 40:
+    first = [f"{head:<40}{rest.pop(0)}"]
+  return "\n".join([*first, *(" " * 40 + line for line in rest)])
 
 
 def nearest(

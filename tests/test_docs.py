@@ -1,5 +1,6 @@
 """What the README and the pages promise: commands parse, pages build, fit."""
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -23,7 +24,15 @@ PAGES = sorted(
   for path in (ROOT / "configs").glob("*.py")
   if "def get_config(" in path.read_text()
 )
-TEXTS = [path for path in [ROOT / "README.md", *PAGES] if path.exists()]
+ENTRYPOINTS = sorted(
+  path
+  for floor in ("data", "train", "serve", "benchmarks")
+  for path in (ROOT / floor).rglob("*.py")
+  if "__main__" in path.read_text()
+)
+TEXTS = [
+  path for path in [ROOT / "README.md", *PAGES, *ENTRYPOINTS] if path.exists()
+]
 # GiB of one device, as its maker says.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "H100": 80, "CPU": 8}
 
@@ -35,10 +44,16 @@ def commands(text: str) -> list[list[str]]:
   return [shlex.split(line, comments=True) for line in lines]
 
 
+def prose(path: pathlib.Path) -> str:
+  """The text of a README, or the docstring of a module."""
+  text = path.read_text()
+  return ast.get_docstring(ast.parse(text)) if path.suffix == ".py" else text
+
+
 COMMANDS = [
-  pytest.param(command, id=" ".join(command[:3]))
+  pytest.param(command, id=f"{path.stem}-{' '.join(command[:3])}")
   for path in TEXTS
-  for command in commands(path.read_text())
+  for command in commands(prose(path))
 ]
 
 
@@ -98,7 +113,7 @@ def page(request):
 
 def of_page(path: pathlib.Path) -> tuple[str, door.Config]:
   """The docstring of a page, and the config of the command in it."""
-  doc = path.read_text().split('"""')[1]
+  doc = prose(path)
   (config, *_) = filter(None, map(read_command, commands(doc)))
   return doc, config
 
@@ -107,7 +122,7 @@ def test_a_page_says_what_to_expect(page):
   doc, _ = of_page(page)
   own = f"--config=configs/{page.name}"
   assert any(a.startswith(own) for c in commands(doc) for a in c)
-  assert "Not run on hardware" in doc or re.search(r"\d+ minutes|hours", doc)
+  assert "Not run on hardware" in doc or re.search(r"\d+ (minutes|hours)", doc)
   assert re.search(rf"\b\d+ ({'|'.join(MEMORY)})\b", doc), "name the hardware"
   leaves = list(fields.leaves(door.read(page)))
   assert len(leaves) <= 40
@@ -130,7 +145,8 @@ def test_a_page_fits_its_hardware(page):
   """Shapes divide the mesh; weights, moments and gradients fit the memory."""
   doc, config = of_page(page)
   count, device = re.search(rf"\b(\d+) ({'|'.join(MEMORY)})\b", doc).groups()
-  sizes = mesh.resolve(config.mesh, int(count))
+  n_devices = 1 if device == "CPU" else int(count)
+  sizes = mesh.resolve(config.mesh, n_devices)
   layout = rules.make(
     AbstractMesh(
       tuple(sizes.values()),
@@ -139,7 +155,8 @@ def test_a_page_fits_its_hardware(page):
     ),
     config.mesh.rules,
   )
-  assert config.batch.size % layout.n_batch_shards == 0
+  assert config.batch.size % (layout.n_batch_shards * config.train.n_micro) == 0
+  assert config.batch.length <= config.model.max_length
   shapes, axes = families.abstract(config.model), families.axes(config.model)
   held = 0
   # fp32 weights, their gradients, and two moments.

@@ -53,7 +53,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD:
-  lr: float = 0.1
+  lr: float = 0.1  # peak
   momentum: float = 0.9
 
 
@@ -339,7 +339,17 @@ def test_a_mistake_in_a_page_is_one_line(tmp_path, body, words):
   assert len(str(error.value).splitlines()) == 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nesterov(SGD):
+  lr: float = 0.2
+  momentum: float = 0.9  # of the step ahead
+
+
 def test_comments_are_read_from_the_source():
+  assert fields.comments(Nesterov) == {
+    "lr": "peak",
+    "momentum": "of the step ahead",
+  }
   comments = fields.comments(Llama)
   assert comments["d_model"] == "width"
   assert comments["rope"] == "Written above, in two lines."

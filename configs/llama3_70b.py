@@ -1,0 +1,30 @@
+"""Llama 3, 70 B parameters, on 15 T tokens.
+
+arXiv 2407.21783, table 3; schedule and first batch as its 405 B (section 3.4.1).
+512 v5p, fully sharded, each layer over 4 chips. Not run on hardware.
+
+    python -m train.pretrain --config=configs/llama3_70b.py:source=web/ \\
+      --workdir=runs/llama3_70b
+
+Arguments: `source` is a folder of text or JSONL, `steps` how many updates.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+  """See above."""
+  arg = common.parse_arg(arg, source="web/", steps=3_576_279)  # 15 T tokens
+  config = common.base()
+  config.model = common.preset("llama", "llama3_70b", remat="full")
+  config.tokenizer = dict(
+    kind="tokenizers_bpe", vocab_size=128_256, sample_bytes=500_000_000
+  )
+  config.data = dict(sources=(arg.source,), heldout_fraction=1e-6)
+  config.batch = dict(size=512, length=8192)  # 4 M tokens
+  config.optim = dict(name="adamw", lr=1.5e-4, weight_decay=0.1, clip=1.0)
+  config.schedule = dict(name="cosine", warmup_steps=8000, floor=0.01)
+  config.mesh = dict(data=1, fsdp=-1, tensor=4, rules="fsdp_tensor")
+  config.train = dict(steps=arg.steps, n_micro=4, eval_every_steps=5000)
+  config.checkpoint = dict(every_steps=1000)
+  return config
