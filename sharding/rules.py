@@ -16,10 +16,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Names = tuple[str | None, ...]  # one logical name per dimension
+AnyMesh = Mesh | AbstractMesh  # of devices, or only of their numbers
 Table = Mapping[str, tuple[str, ...]]  # () declares: not split
 
 _WHOLE: Table = {
@@ -89,7 +90,9 @@ TABLES: dict[str, Rules] = {
 TABLES["zero3"] = TABLES["fsdp"]
 
 
-def spec(names: Names, shape: tuple[int, ...], table: Table, mesh: Mesh) -> P:
+def spec(
+  names: Names, shape: tuple[int, ...], table: Table, mesh: AnyMesh
+) -> P:
   """Turns the logical names of one array into its PartitionSpec.
 
   Raises:
@@ -134,7 +137,7 @@ def _lookup(name: str, table: Table) -> tuple[str, ...]:
 class Layout:
   """A mesh and its rules: all that is needed to place any array."""
 
-  mesh: Mesh
+  mesh: AnyMesh
   rules: Rules
 
   def sharding(
@@ -194,7 +197,7 @@ _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
 )
 
 
-def make(mesh: Mesh, name: str) -> Layout:
+def make(mesh: AnyMesh, name: str) -> Layout:
   """Picks a table by name and checks that it uses the whole mesh.
 
   Raises:

@@ -35,7 +35,9 @@ OPTIONAL = {
   "fastapi", "gguf", "mlflow", "onnx", "onnxruntime", "optuna",
   "torch", "transformers", "uvicorn", "wandb",
 }  # fmt: skip
-LONG_FUNCTIONS: dict[str, str] = {}  # "path:name" -> why it is a loop or kernel
+LONG_FUNCTIONS = {  # "path:name" -> why it may have 200 lines
+  "train/core/loop.py:run": "the loop reads from top to bottom",
+}
 SKIPPED = {"__pycache__", "build", "runs", "dist"}
 
 
@@ -144,7 +146,8 @@ def functions_are_short(files: Files) -> Iterator[str]:
       if n_lines > limit:
         yield f"{name} has {n_lines} lines; {limit} are allowed"
   for name in set(LONG_FUNCTIONS) - used:
-    yield f"{name} needs no exception any more"
+    if name.split(":")[0] in {file.path for file in files}:
+      yield f"{name} needs no exception any more"
 
 
 def configs_are_small(files: Files) -> Iterator[str]:
@@ -376,7 +379,12 @@ BITES: dict[Law, list[tuple[Files, str]]] = {
   files_are_short: [(code_of("a/b.py", *["x = 1"] * 600), "601 lines")],
   entrypoints_are_pages: [(code_of("train/x.py", *["x = 1"] * 120), "has 121")],
   functions_are_short: [
-    (code_of("a/b.py", "def f():", *["  x = 1"] * 80), "b.py:f has 81 lines")
+    (code_of("a/b.py", "def f():", *["  x = 1"] * 80), "b.py:f has 81 lines"),
+    (
+      code_of("train/core/loop.py", "def run():", *["  x = 1"] * 200),
+      "loop.py:run has 201 lines",
+    ),
+    (code_of("train/core/loop.py", "def run():", "  x = 1"), "needs no excep"),
   ],
   configs_are_small: [
     (

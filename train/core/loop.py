@@ -7,7 +7,7 @@ stay on the devices until a line is due.
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -41,6 +41,7 @@ class Config:
       )
 
 
+@runtime_checkable
 class Stream(Protocol):
   """Batches without end, whose place can be kept."""
 

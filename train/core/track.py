@@ -8,13 +8,14 @@ first: every step stands there once.
 import json
 import queue
 import threading
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import tensorboardX
 from etils import epath
 
 
+@runtime_checkable
 class Tracker(Protocol):
   """Where numbers and texts of a run go."""
 
