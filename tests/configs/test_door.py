@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import random
 import string
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import pytest
 
 from configs import door, fields
+from train import pretrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,6 +266,14 @@ def share_led_back(page, sections, rng):
 
 def test_three_typos_of_every_key_are_refused_and_led_back():
   refused, named = share_led_back(PAGE, SECTIONS, random.Random(0))
+  assert refused == 1.0
+  assert named >= 0.97
+
+
+@pytest.mark.parametrize("page", ["quickstart", "gpt2_124m", "llama3_70b"])
+def test_three_typos_of_every_key_of_pretrain_are_led_back(page):
+  page = door.read(pathlib.Path(door.__file__).parent / f"{page}.py")
+  refused, named = share_led_back(page, pretrain.SECTIONS, random.Random(0))
   assert refused == 1.0
   assert named >= 0.97
 

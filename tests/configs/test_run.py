@@ -41,6 +41,9 @@ def main(config, workdir):
       raise KeyboardInterrupt
     case "preempted":
       return 75
+    case "talkative":
+      for i in range(100_000):
+        print(i)
 
 
 if __name__ == "__main__":
@@ -84,6 +87,7 @@ def test_help_shows_purpose_flags_and_settings(terminal):
   assert code == 0
   assert out.startswith("Says what it is for.")
   assert "--prompt" in out and "text to start from" in out
+  assert max(map(len, out.splitlines())) <= 80
   assert "steps" in out and "int = 10" in out and "how many updates" in out
 
 
@@ -147,3 +151,26 @@ def test_exit_codes(terminal, fail, code, traceback):
   )
   assert found == code
   assert ("Traceback" in err) == traceback
+
+
+def test_a_reader_who_leaves_is_no_crash(tmp_path):
+  """As in `python -m data.show ... | head`."""
+  (tmp_path / "entry.py").write_text(ENTRYPOINT)
+  (tmp_path / "page.py").write_text(PAGE)
+  arguments = [
+    "--workdir=w",
+    "--config=page.py",
+    "--config.train.fail=talkative",
+  ]
+  with subprocess.Popen(
+    [sys.executable, tmp_path / "entry.py", *arguments],
+    env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    cwd=tmp_path,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+  assert process.returncode == 0
