@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from models import families, gpt, llama
 from train.core import leaves, optim, schedule
 
 AXES = {
@@ -40,10 +41,6 @@ SIZES = {
   "mlp": 24,
   "norm": 16,
 }
-
-
-def is_names(node):
-  return isinstance(node, tuple)
 
 
 def normal(seed, scale=1.0, axes=AXES):
@@ -93,8 +90,11 @@ def unroll(tree):
   tree = dict(tree)
   layers = tree.pop("layers")
   for i in range(SIZES["layers"]):
-    take = lambda x, i=i: x[1:] if is_names(x) else x[i]  # noqa: E731
-    tree[f"layer_{i}"] = jax.tree.map(take, layers, is_leaf=is_names)
+    tree[f"layer_{i}"] = jax.tree.map(
+      lambda x, i=i: x[1:] if leaves.is_names(x) else x[i],
+      layers,
+      is_leaf=leaves.is_names,
+    )
   return tree
 
 
@@ -163,6 +163,21 @@ def test_state_is_split_like_the_parameters_and_changes_nothing(name, mesh):
   chex.assert_trees_all_close(actual, expected, atol=1e-5)
 
 
+def test_the_norm_that_clips_is_that_of_all_shards(mesh):
+  """S9: the step of clipped SGD with lr 1 is -g / |g|."""
+  placed = {
+    "w": NamedSharding(mesh, P("fsdp", "tensor")),
+    "b": NamedSharding(mesh, P("tensor")),
+  }
+  grads = pair(1, shape=(8, 6))
+  norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+  split = jax.device_put(jax.tree.map(jnp.float32, grads), placed)
+  optimizer = make(config("sgd", lr=1.0, clip=1.0), PAIR)
+  updates, _ = jax.jit(optimizer.update)(split, optimizer.init(split), split)
+  assert updates["w"].sharding.shard_shape((8, 6)) == (2, 3)
+  assert_close(updates, {name: -g / norm for name, g in grads.items()})
+
+
 def test_factored_state_is_whole_only_where_it_was_reduced(mesh):
   placed = {"w": NamedSharding(mesh, P("fsdp", "tensor"))}
   optimizer = make(config("adafactor"), {"w": ("embed", "mlp")})
@@ -223,6 +238,16 @@ def test_without_gradients_only_decayed_weights_move(name):
 # Weight decay ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+  "model", [llama.PRESETS["qwen2_500m"], gpt.PRESETS["gpt2_124m"]]
+)
+def test_families_decay_all_but_norms_biases_and_tables(model):
+  """T6 on real trees, told apart here by the last word of their paths."""
+  for path, is_decayed in leaves.decayed(families.axes(model), None).items():
+    word = path.replace("_", "/").split("/")[-1]
+    assert is_decayed == (word not in ("scale", "bias", "table")), path
+
+
 def test_patterns_replace_the_default():
   listing = leaves.decayed(AXES, ("*/scale", "norm", "*_bias"))
   assert {path for path, on in listing.items() if on} == MATRICES | {
@@ -278,12 +303,11 @@ def run(settings, n_steps, axes=PAIR, make_tree=pair, factors=CONSTANT):
   start = make_tree(0)
   grads = [make_tree(i + 1) for i in range(n_steps)]
   optimizer = make(settings, axes, factors)
-  to_jax = lambda tree: jax.tree.map(jnp.float32, tree)  # noqa: E731
-  params = to_jax(start)
+  params = jax.tree.map(jnp.float32, start)
   state = optimizer.init(params)
   update = jax.jit(optimizer.update)
   for grad in grads:
-    updates, state = update(to_jax(grad), state, params)
+    updates, state = update(jax.tree.map(jnp.float32, grad), state, params)
     params = optax.apply_updates(params, updates)
   return start, grads, params, state
 

@@ -116,7 +116,8 @@ class Muon(_Averaged):
   Which dims make a matrix is read from their names (leaves.sides) and handed to
   optax as dimension numbers: heads are folded, layers and experts are a batch.
   Steps have the rms of AdamW's (2502.16982), so that one lr and one
-  weight_decay serve both kinds.
+  weight_decay serve both kinds. Nesterov's first steps are corrected for bias,
+  as in optax; torch does not.
   """
 
   momentum: float = 0.95
@@ -151,7 +152,7 @@ class LBFGS:
   """L-BFGS with a zoom line search, for fits on the full batch.
 
   The search finds how far to step; the schedule's factor is its first guess.
-  The state is 2 * n_pairs + 4 times as large as the parameters.
+  The state is 2 * n_pairs + 3 times as large as the parameters.
   """
 
   n_pairs: int = 10  # steps remembered
