@@ -4,8 +4,7 @@ Any document of it is found from its index alone, so that a stream that reads
 some of the indices resumes anywhere at no cost.
 """
 
-import bisect
-import itertools
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -40,7 +39,7 @@ def shuffled(
 
 
 class _Mixture:
-  """Deals documents from a shuffled deck that names a corpus on each card.
+  """Deals documents from shuffled decks that name a corpus on each card.
 
   A plain round would meet the rows of a batch in step: with two corpora in
   turn, an even row would only ever read the first.
@@ -54,23 +53,30 @@ class _Mixture:
       for i, corpus in enumerate(corpora)
     ]
     self._quotas = quotas(corpora, weights)
-    self._ends = list(itertools.accumulate(self._quotas))
     self._seed = _seed(seed, len(corpora))
+    # Rows come through the decks at their own pace, but not far apart.
+    self._deck = functools.lru_cache(maxsize=64)(self._shuffle_deck)
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
-    n_decks, place = divmod(index, DECK)
-    card = grain.experimental.index_shuffle(
-      place,
-      max_index=DECK - 1,
-      seed=(self._seed + n_decks) % 2**32,
-      rounds=4,
-    )
-    part = bisect.bisect_right(self._ends, card)
-    quota = self._quotas[part]
-    return self._parts[part][(n_decks - 1) * quota + card - self._ends[part]]
+    number, place = divmod(index, DECK)
+    part, turn = (array[place] for array in self._deck(number))
+    return self._parts[part][int(turn)]
+
+  def _shuffle_deck(
+    self, number: int
+  ) -> tuple[Int[np.ndarray, "DECK"], Int[np.ndarray, "DECK"]]:
+    """Gives the corpus of each card, and the how-many-eth of its documents."""
+    # Raw bits and a stable sort: the same in every version of numpy.
+    keys = np.random.PCG64([self._seed, number]).random_raw(DECK)
+    parts = np.repeat(np.arange(len(self._quotas)), self._quotas)
+    parts = parts[np.argsort(keys, kind="stable")]
+    turns = np.empty(DECK, np.int64)
+    for part, quota in enumerate(self._quotas):
+      turns[parts == part] = number * quota + np.arange(quota)
+    return parts, turns
 
 
 def quotas(

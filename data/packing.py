@@ -6,8 +6,7 @@ A document that does not fit continues in the packer's next row, as a segment
 of its own with positions from 0: a position embedding of T entries suffices.
 """
 
-from collections.abc import Sequence
-
+import grain
 import numpy as np
 
 from data.batch import Batch
@@ -34,7 +33,9 @@ class Packer:
   Its state is two numbers: the document, and the targets of it that are used.
   """
 
-  def __init__(self, documents: Sequence, first: int = 0, step: int = 1):
+  def __init__(
+    self, documents: grain.MapDataset, first: int = 0, step: int = 1
+  ):
     """Reads documents first, first + step, ... of a sequence."""
     self._documents, self._first, self._step = documents, first, step
     self.state = (0, 0)
