@@ -22,9 +22,8 @@ def shown(batch, store, colored, width=60, row=0):
 
 
 def test_plain_lines_hold_the_tokens_in_their_order(batch, store):
-  text = "".join(
-    line[show.MARGIN :] for line in shown(batch, store, colored=False)
-  )
+  lines = shown(batch, store, colored=False, width=10_000)
+  text = "".join(line[show.MARGIN :] for line in lines)
   cells = [cell for cell in re.split(r"\||(?<=\u23ce)", text) if cell]
   expected = []
   for token, target in zip(batch.tokens[0], batch.targets[0], strict=True):
