@@ -63,4 +63,4 @@ def logits(
 ) -> Float[Array, "B T V"]:
   """Scores of the next token, fp32; training never holds them all at once."""
   dtype = jnp.dtype(config.dtype)
-  return einsum("BTD,VD->BTV", hidden, head(params), dtype).astype(jnp.float32)
+  return einsum("BTD,VD->BTV", hidden, head(params), dtype, jnp.float32)

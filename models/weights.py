@@ -4,11 +4,16 @@ LoRA: arXiv 2106.09685.  QLoRA: arXiv 2305.14314.
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
+from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+Leaf = Any  # an array, or what a tree has in its place: a shape, a sharding
 
 
 @flax.struct.dataclass
@@ -18,8 +23,8 @@ class QuantArray:
   Invariant: values.shape == the logical shape; scale broadcasts against it.
   """
 
-  values: Int[Array, "..."]
-  scale: Float[Array, "..."]
+  values: Leaf
+  scale: Leaf
 
   def dequantize(self, dtype: jnp.dtype) -> Array:
     """The weight as an array of `dtype`."""
@@ -30,75 +35,101 @@ class QuantArray:
 class LoraArray:
   """base + (alpha / R) * a @ b, with the base frozen and b = 0 at the start."""
 
-  base: Array | QuantArray
-  a: Float[Array, "... R"]
-  b: Float[Array, "R ..."]
+  base: Leaf  # an array or a QuantArray
+  a: Leaf  # [..., R]
+  b: Leaf  # [R, ...]
   alpha: float = flax.struct.field(pytree_node=False, default=16.0)
 
 
 Weight = Array | QuantArray | LoraArray
 
 
-def einsum(spec: str, x: Array, w: Weight, dtype: jnp.dtype) -> Array:
-  """Contracts activations with a weight of any kind, computing in `dtype`."""
+def einsum(
+  spec: str,
+  x: Array,
+  w: Weight,
+  dtype: jnp.dtype,
+  out: DTypeLike | None = None,
+) -> Array:
+  """Contracts activations with a weight of any kind, computing in `dtype`.
+
+  Sums are fp32 and are rounded to `out`, which is `dtype` where it is not said.
+  """
   if isinstance(w, LoraArray):
-    full = einsum(spec, x, jax.lax.stop_gradient(w.base), dtype)
-    x_dims, w_dims, out_dims = _dims(spec)
-    contracted = "".join(d for d in w_dims if d not in out_dims)
-    free = "".join(d for d in w_dims if d in out_dims)
-    rest = "".join(d for d in x_dims if d not in contracted)
-    low = _dot(f"{x_dims},{contracted}R->{rest}R", x, w.a, dtype)
-    update = _dot(f"{rest}R,R{free}->{out_dims}", low, w.b, dtype)
-    return full + (w.alpha / w.a.shape[-1]) * update
+    full = einsum(spec, x, jax.lax.stop_gradient(w.base), dtype, out)
+    return full + w.alpha / w.a.shape[-1] * _low_rank(spec, x, w, dtype, out)
   if isinstance(w, QuantArray):
-    return _dot(spec, x, w.dequantize(dtype), dtype)
-  return _dot(spec, x, w, dtype)
+    w = w.dequantize(dtype)
+  return checkpoint_name(_dot(spec, x, w, dtype, out), "product")
 
 
-def take(table: Weight, ids: Int[Array, "..."], dtype: jnp.dtype) -> Array:
-  """Looks up rows of a table of any kind."""
+def _low_rank(
+  spec: str, x: Array, w: LoraArray, dtype: jnp.dtype, out: DTypeLike | None
+) -> Array:
+  """x times a @ b, never made whole: first the factor that x contracts."""
+  x_dims, w_dims, out_dims = _dims(spec)
+  n_leading = w.a.ndim - 1
+  first = w.a, w_dims[:n_leading] + "R"
+  second = w.b, "R" + w_dims[n_leading:]
+  if w_dims[0] in out_dims:  # as in the head, whose rows are outputs
+    first, second = second, first
+  kept = "".join(dim for dim in x_dims if dim not in first[1])
+  low = _dot(f"{x_dims},{first[1]}->{kept}R", x, first[0], dtype)
+  return _dot(f"{kept}R,{second[1]}->{out_dims}", low, second[0], dtype, out)
+
+
+def take(
+  table: Weight, ids: Int[Array, "B T"], dtype: jnp.dtype
+) -> Float[Array, "B T D"]:
+  """Looks up rows of a table [V, D] of any kind."""
   if isinstance(table, LoraArray):
     rows = take(jax.lax.stop_gradient(table.base), ids, dtype)
     low = take(table.a, ids, dtype)
-    update = _dot("...R,RD->...D", low, table.b, dtype)
-    return rows + (table.alpha / table.a.shape[-1]) * update
+    update = _dot("BTR,RD->BTD", low, table.b, dtype)
+    return rows + table.alpha / table.a.shape[-1] * update
   if isinstance(table, QuantArray):
-    scale = jnp.broadcast_to(table.scale, (*table.scale.shape[:-1], 1))
-    if table.scale.shape[0] == 1:
-      return table.values[ids].astype(dtype) * table.scale[0].astype(dtype)
-    return table.values[ids].astype(dtype) * scale[ids].astype(dtype)
-  return table.astype(dtype)[ids]
+    one_for_all = table.scale.shape[0] == 1
+    scale = table.scale[None] if one_for_all else table.scale[ids]
+    return table.values[ids].astype(dtype) * scale.astype(dtype)
+  # Cast after the look-up: a gradient added up in bf16 stops growing at 256
+  # tokens of a kind.
+  return table[ids].astype(dtype)
 
 
-def _dot(spec: str, x: Array, w: Array, dtype: jnp.dtype) -> Array:
+def _dot(
+  spec: str,
+  x: Array,
+  w: Array,
+  dtype: jnp.dtype,
+  out: DTypeLike | None = None,
+) -> Array:
+  x, w = x.astype(dtype), w.astype(dtype)
   if dtype == jnp.float32:
-    return jnp.einsum(spec, x.astype(dtype), w.astype(dtype))
-  return _low_precision_dot(spec, dtype, x.astype(dtype), w.astype(dtype))
+    return jnp.einsum(spec, x, w).astype(out or dtype)
+  return _low_precision_dot(spec, out or dtype, x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _low_precision_dot(
-  spec: str, dtype: jnp.dtype, x: Array, w: Array
-) -> Array:
-  """low x low -> fp32 -> low: the only form in which XLA:CPU multiplies in bf16.
+def _low_precision_dot(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
+  """low x low -> fp32 -> out: the only form in which XLA:CPU multiplies in bf16.
 
-  Plain bf16 dots are upcast first: 282 GFLOP/s where this form makes 870 (two
-  AMD cores), forward and for dx. On TPU and GPU both forms are one.
+  Plain bf16 dots are upcast first: half as fast, forward and in both gradients.
+  On TPU and GPU both forms are one, down to the bf16 all-reduce.
   """
-  return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32).astype(
-    dtype
-  )
+  wide = jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+  return wide.astype(out)
 
 
-def _forward(spec, dtype, x, w):
-  return _low_precision_dot(spec, dtype, x, w), (x, w)
+def _forward(spec, out, x, w):
+  return _low_precision_dot(spec, out, x, w), (x, w)
 
 
-def _backward(spec, dtype, saved, g):
+def _backward(spec, out, saved, g):
   x, w = saved
+  g = g.astype(x.dtype)
   x_dims, w_dims, out_dims = _dims(spec)
-  dx = _low_precision_dot(f"{out_dims},{w_dims}->{x_dims}", dtype, g, w)
-  dw = jnp.einsum(f"{x_dims},{out_dims}->{w_dims}", x, g)
+  dx = _low_precision_dot(f"{out_dims},{w_dims}->{x_dims}", x.dtype, g, w)
+  dw = _low_precision_dot(f"{x_dims},{out_dims}->{w_dims}", w.dtype, x, g)
   return dx, dw
 
 

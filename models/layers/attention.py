@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from models import cache as caches
-from models.layers.dense import vector, weight
+from models.layers.dense import add_bias, vector, weight
 from models.layers.mask import Mask
 from models.layers.norm import RMSNorm
 from models.layers.position import Rotary, rotate
@@ -140,8 +140,7 @@ class Attention(nn.Module):
     )
     out = einsum("BTNH,NHD->BTD", out_BTNH, wo, self.dtype)
     if self.out_biased:
-      bias = vector(self, "o_bias", (d_model,), ("norm",))
-      out += bias.astype(self.dtype)[None, None]
+      out = add_bias(out, vector(self, "o_bias", (d_model,), ("norm",)))
     return out, cache
 
   def _project(
@@ -152,5 +151,5 @@ class Attention(nn.Module):
     y = einsum("BTD,DNH->BTNH", x, w, self.dtype)
     if self.qkv_biased:
       bias = vector(self, f"{name}_bias", shape[1:], (axis, "head"))
-      y += bias.astype(self.dtype)[None, None]
+      y = add_bias(y, bias)
     return constrain(y, "batch", "length", f"act_{axis}", None)

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from models.layers.dense import vector, weight
+from models.layers.dense import add_bias, vector, weight
 from models.weights import einsum
 from sharding.rules import constrain
 
@@ -40,7 +40,7 @@ class MLP(nn.Module):
       y_BTF = einsum("BTD,DF->BTF", x, w, self.dtype)
       if self.biased:
         bias = vector(self, f"{name}_bias", (self.d_ff,), ("mlp",))
-        y_BTF += bias.astype(self.dtype)[None, None]
+        y_BTF = add_bias(y_BTF, bias)
       y_BTF = constrain(y_BTF, "batch", "length", "act_mlp")
       return checkpoint_name(y_BTF, "widened")
 
@@ -50,6 +50,5 @@ class MLP(nn.Module):
     )
     out = einsum("BTF,FD->BTD", h_BTF, w, self.dtype)
     if self.biased:
-      bias = vector(self, "down_bias", (d_model,), ("norm",))
-      out += bias.astype(self.dtype)[None, None]
+      out = add_bias(out, vector(self, "down_bias", (d_model,), ("norm",)))
     return out

@@ -24,7 +24,7 @@ _save = jax.checkpoint_policies
 REMAT: dict[str, Any] = {
   "none": None,  # everything is saved
   "full": _save.nothing_saveable,
-  "minimal": _save.dots_with_no_batch_dims_saveable,  # all weight matmuls
+  "minimal": _save.save_only_these_names("product"),  # all weight matmuls
   "save_qkv": _save.save_only_these_names("qkv"),
   "save_attended": _save.save_only_these_names("attended"),
   "save_widened": _save.save_only_these_names("widened"),
