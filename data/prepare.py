@@ -135,23 +135,28 @@ def sample(config: Config, n_bytes: int) -> Iterator[str]:
   Those with the smallest hash: any document may be among them wherever it
   stands, and the same ones are in every order of reading.
   """
-  kept: list[tuple[float, int, str]] = []  # a heap, largest hash first
-  total, order = 0, 0
-  for source in config.sources:
-    if _is_store(source):
+  kept: list[tuple[float, int, int, str]] = []  # a heap, largest hash first
+  total = 0
+  for number, document in enumerate(_readable(config)):
+    place = _place(document.id)
+    if not document.text or place < config.heldout_fraction:
       continue
-    for document in sources_lib.documents(source, config.text_key):
-      place = _place(document.id)
-      full = total >= n_bytes and place > -kept[0][0]
-      if full or not document.text or place < config.heldout_fraction:
-        continue
-      text = document.text[:n_bytes]
-      heapq.heappush(kept, (-place, order, text))
-      total, order = total + len(text.encode()), order + 1
-      while total - len(kept[0][2].encode()) >= n_bytes:
-        total -= len(heapq.heappop(kept)[2].encode())
-  for _, _, text in sorted(kept, reverse=True):
+    text = document.text[:n_bytes]
+    size = len(text.encode())
+    heapq.heappush(kept, (-place, number, size, text))
+    total += size
+    while total - kept[0][2] >= n_bytes:
+      total -= heapq.heappop(kept)[2]
+  for *_, text in sorted(kept, reverse=True):
     yield text
+
+
+def _readable(config: Config) -> Iterator[sources_lib.Document]:
+  """The documents of all sources that are not stores."""
+  for source in config.sources:
+    if not _is_store(source):
+      progress = _Progress(f"{source}, to train the tokenizer", source)
+      yield from sources_lib.documents(source, config.text_key, progress.read)
 
 
 def _write_sources(
@@ -193,7 +198,7 @@ def _tokenize(
     )
     for split in store_lib.SPLITS
   }
-  progress = _Progress(source, sources_lib.size_bytes(source))
+  progress = _Progress(source, source)
   n_empty = 0
   for batch in _batches(
     sources_lib.documents(source, config.text_key, progress.read)
@@ -210,7 +215,6 @@ def _tokenize(
       writers["heldout" if heldout else "train"].add(
         ids, len(document.text.encode())
       )
-    progress.report()
   entry = {split: writer.close() for split, writer in writers.items()}
   progress.done(entry, n_empty)
   return entry | {"n_empty": n_empty}
@@ -233,24 +237,23 @@ def _batches(
 class _Progress:
   """Says how far a source is read, at most once in REPORT_SECONDS."""
 
-  def __init__(self, source: str, total_bytes: int):
-    self._source, self._total_bytes, self._n_bytes = source, total_bytes, 0
+  def __init__(self, title: str, source: str):
+    self._title, self._n_bytes = title, 0
+    self._total_bytes = sources_lib.size_bytes(source)
     self._started = self._reported = time.monotonic()
 
   def read(self, n_bytes: int) -> None:
     self._n_bytes += n_bytes
-
-  def report(self) -> None:
     now = time.monotonic()
     if now - self._reported < REPORT_SECONDS:
       return
     self._reported, seconds = now, now - self._started
     logging.info(
       "%s: %.0f %% read, %.1f MB/s, %.0f s left",
-      self._source,
-      100 * self._n_bytes / max(self._total_bytes, 1),
+      self._title,
+      100 * self._n_bytes / self._total_bytes,
       self._n_bytes / seconds / 1e6,
-      seconds * (self._total_bytes / max(self._n_bytes, 1) - 1),
+      seconds * (self._total_bytes / self._n_bytes - 1),
     )
 
   def done(self, entry: dict[str, Any], n_empty: int) -> None:
@@ -258,7 +261,7 @@ class _Progress:
     logging.info(
       "%s: %d documents to train on, %d held out, %d empty ones left out;"
       " %.1f M tokens, %.2f bytes a token, %.1f s",
-      self._source,
+      self._title,
       train["n_documents"],
       heldout["n_documents"],
       n_empty,
