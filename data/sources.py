@@ -144,7 +144,6 @@ def _decompressed(
   try:
     with path.open("rb") as file:
       stream = make() if make else None
-      n_frames_open = bool(make)
       while chunk := file.read(CHUNK_BYTES):
         on_read(len(chunk))
         if not stream:
@@ -155,7 +154,7 @@ def _decompressed(
             stream = make()
           yield stream.decompress(chunk)
           chunk = stream.unused_data if stream.eof else b""
-      if n_frames_open and not stream.eof:
+      if stream and not stream.eof:
         raise ValueError("it ends in the middle of its compressed data")
   except (ValueError, OSError, zlib.error, zstandard.ZstdError) as error:
     raise ValueError(
