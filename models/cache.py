@@ -80,7 +80,7 @@ def extend(
   n_new, n_slots = k_BTKH.shape[1], old.keys.shape[2]
   new = LayerCache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
   new = jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
-  written = _write(old, new, mask)
+  written = jax.lax.optimization_barrier(_write(old, new, mask))
   if n_new == 1 or mask.window is None:
     n_read = lengths + jnp.not_equal(mask.q_segments, 0).sum(1)
     positions = _positions(n_read, n_slots)
@@ -106,15 +106,22 @@ def _positions(lengths: Int[Array, "B"], n_slots: int) -> Int[Array, "B C"]:
 
 
 def _write(old: LayerCache, new: LayerCache, mask: Mask) -> LayerCache:
+  """Writes the new tokens [B K T H] of every row to their slots."""
   n_slots = old.keys.shape[2]
-  real_BT = jnp.not_equal(mask.q_segments, 0)
-  last_B1 = jnp.where(real_BT, mask.q_positions, -1).max(1, keepdims=True)
-  kept_BT = real_BT & (mask.q_positions > last_B1 - n_slots)
-  # An index beyond the slots drops the write.
-  slots_BT = jnp.where(kept_BT, mask.q_positions % n_slots, n_slots)
+  slots_BT = mask.q_positions % n_slots
+  if slots_BT.shape[1] == 1:
+    # Padding is written too: no query sees that slot before the next token of
+    # the row overwrites it.
+    def write_row(slot_T, old_KCH, new_KTH):
+      return jax.lax.dynamic_update_slice(old_KCH, new_KTH, (0, slot_T[0], 0))
+  else:
+    real_BT = jnp.not_equal(mask.q_segments, 0)
+    last_B1 = jnp.where(real_BT, mask.q_positions, -1).max(1, keepdims=True)
+    kept_BT = real_BT & (mask.q_positions > last_B1 - n_slots)
+    slots_BT = jnp.where(kept_BT, slots_BT, n_slots)  # beyond: dropped
 
-  def write_row(slots_T, old_KCH, new_KTH):
-    return old_KCH.at[:, slots_T].set(new_KTH, mode="drop")
+    def write_row(slot_T, old_KCH, new_KTH):
+      return old_KCH.at[:, slot_T].set(new_KTH, mode="drop")
 
   return jax.tree.map(
     lambda o, n: jax.vmap(write_row)(slots_BT, o, n), old, new

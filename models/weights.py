@@ -4,6 +4,7 @@ LoRA: arXiv 2106.09685.  QLoRA: arXiv 2305.14314.
 """
 
 import functools
+import string
 from typing import Any
 
 import flax.struct
@@ -104,6 +105,11 @@ def _dot(
   out: DTypeLike | None = None,
 ) -> Array:
   x, w = x.astype(dtype), w.astype(dtype)
+  # jnp.einsum contracts in alphabetical order: H before N, it would turn a
+  # weight [N, H, D] around at every call.
+  _, w_dims, _ = _dims(spec)
+  in_order = str.maketrans(w_dims, string.ascii_lowercase[: len(w_dims)])
+  spec = spec.translate(in_order)
   if dtype == jnp.float32:
     return jnp.einsum(spec, x, w).astype(out or dtype)
   return _low_precision_dot(spec, out or dtype, x, w)

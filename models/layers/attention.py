@@ -47,28 +47,34 @@ def attend(
   """
   n_rows, n_queries, n_heads, d_head = q_BTNH.shape
   n_kv_heads = k_BSKH.shape[2]
-  grouped = (n_rows, n_queries, n_kv_heads, n_heads // n_kv_heads, d_head)
+  n_groups = n_heads // n_kv_heads
+  by_group = (n_rows, n_kv_heads, n_groups, n_queries, -1)
+  # All that looks at one kv head in one dimension, M = G T: given five, XLA:CPU
+  # copies the values of every decoding step to turn them around.
+  by_kv_head = (n_rows, n_kv_heads, n_groups * n_queries, -1)
+  q_BTKGH = q_BTNH.reshape(n_rows, n_queries, n_kv_heads, n_groups, d_head)
+  q_BKMH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(by_kv_head)
   # fp32 operands: TPUs still multiply in bf16 by default but add in fp32, and
   # XLA:CPU upcasts batched bf16 dots anyway.
   logits = jnp.einsum(
-    "BTKGH,BSKH->BKGTS",
-    q_BTNH.reshape(grouped).astype(jnp.float32) * (scale or d_head**-0.5),
-    k_BSKH.astype(jnp.float32),
-  )
+    "BKMH,BKSH->BKMS",
+    q_BKMH.astype(jnp.float32) * (scale or d_head**-0.5),
+    k_BSKH.swapaxes(1, 2).astype(jnp.float32),
+  ).reshape(by_group)
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
-  by_group = (1, n_kv_heads, -1)
   if bias_NTS is not None:
-    logits += bias_NTS.reshape(*by_group, *bias_NTS.shape[1:])
+    logits += bias_NTS.reshape(1, n_kv_heads, -1, *bias_NTS.shape[1:])
   probs_BKGTS = _softmax(
     logits,
     mask.dense()[:, None, None],
-    None if sinks_N is None else sinks_N.reshape(*by_group, 1, 1),
+    None if sinks_N is None else sinks_N.reshape(1, n_kv_heads, -1, 1, 1),
   )
-  out = jnp.einsum(
-    "BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH
-  )
-  return out.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+  probs_BKMS = probs_BKGTS.astype(v_BSKH.dtype).reshape(by_kv_head)
+  v_BKSH = v_BSKH.swapaxes(1, 2)
+  out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", probs_BKMS, v_BKSH)
+  out_BTKGH = out_BKMH.reshape(by_group).transpose(0, 3, 1, 2, 4)
+  return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
 def _softmax(logits: Array, seen: Array, sinks: Array | None) -> Array:
