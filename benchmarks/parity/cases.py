@@ -94,8 +94,13 @@ def batch(config: families.Config) -> Batch:
   return Batch(tokens, targets, weights, segments, positions)
 
 
-def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
-  """Our logits of `batch`, and the gradients of its mean cross-entropy."""
+def run(
+  config: families.Config, weights: families.Params | None = None
+) -> tuple[np.ndarray, families.Params]:
+  """Our logits of `batch`, and the gradients of its mean cross-entropy.
+
+  Weights are `params` where they are not given.
+  """
 
   def loss(params, batch):
     hidden, _ = families.build(config).apply(
@@ -109,7 +114,8 @@ def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
     return nll / batch.weights.sum(), logits
 
   step = jax.jit(jax.grad(loss, has_aux=True))
-  gradients, logits = step(params(config), batch(config))
+  weights = params(config) if weights is None else weights
+  gradients, logits = step(weights, batch(config))
   return np.asarray(logits), jax.tree.map(np.asarray, gradients)
 
 

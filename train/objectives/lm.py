@@ -90,7 +90,7 @@ def cross_entropy(
 
   def add(total, chunk):
     hidden_BUD, targets_BU, weights_BU = chunk
-    logits = einsum("BUD,VD->BUV", hidden_BUD, head, dtype)
+    logits = _logits(hidden_BUD, head, dtype)
     sums, _ = _chunk(config, logits, targets_BU, weights_BU)
     return jax.tree.map(jnp.add, total, sums), None
 
@@ -104,11 +104,9 @@ def _forward(config, dtype, hidden, head, targets, weights):
   def add(carry, chunk):
     total, grad_head = carry
     hidden_BUD, targets_BU, weights_BU = chunk
-    logits, pull = jax.vjp(
-      lambda h, w: einsum("BUD,VD->BUV", h, w, dtype), hidden_BUD, head
-    )
+    logits, pull = jax.vjp(lambda h, w: _logits(h, w, dtype), hidden_BUD, head)
     sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
-    grad_hidden, grad = pull(grad_logits.astype(logits.dtype))
+    grad_hidden, grad = pull(grad_logits)
     grad_head = jax.tree.map(jnp.add, grad_head, grad)
     return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
 
@@ -152,6 +150,12 @@ def _chunks(config: Config, *arrays: Array) -> tuple[Array, ...]:
   return tuple(split(x) for x in arrays)
 
 
+def _logits(
+  hidden: Float[Array, "B U D"], head: Weight, dtype: jnp.dtype
+) -> Float[Array, "B U V"]:
+  return einsum("BUD,VD->BUV", hidden, head, dtype, jnp.float32)
+
+
 def _chunk(
   config: Config,
   logits: Float[Array, "B U V"],
@@ -160,7 +164,6 @@ def _chunk(
 ) -> tuple[Sums, Float[Array, "B U V"]]:
   """Sums over a chunk, and the gradient of its objective by the logits."""
   logits = constrain(logits, "batch", "length", "act_vocab")
-  logits = logits.astype(jnp.float32)
   smooth = config.label_smoothing
   log_z = jax.nn.logsumexp(logits, axis=-1)
   hit = jnp.expand_dims(targets, -1) == jnp.arange(logits.shape[-1])[None, None]

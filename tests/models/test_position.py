@@ -1,0 +1,125 @@
+"""Rotary phases against float64, and every scaling against `transformers`."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from models.layers.position import Scaling, rotary, rotate
+
+D_HEAD, THETA = 16, 10_000.0
+POSITIONS = jnp.array([[0, 1, 257, 1023, 1024, 4095, 131_071, 2**20 - 1]])
+FREQUENCY = THETA ** (-np.arange(0, D_HEAD, 2) / D_HEAD)
+
+SCALINGS = {
+  "linear": Scaling(kind="linear", factor=4.0),
+  "ntk": Scaling(kind="ntk", factor=3.0),
+  "yarn": Scaling(kind="yarn", factor=16.0, original_length=4096),
+  "yarn_said_in_full": Scaling(
+    kind="yarn",
+    factor=8.0,
+    original_length=2048,
+    low=2.0,
+    high=16.0,
+    attention_factor=1.25,
+  ),
+  "llama3": Scaling(kind="llama3", factor=8.0, original_length=8192),
+  "llama3_said_in_full": Scaling(
+    kind="llama3", factor=32.0, original_length=1024, low=2.0, high=8.0
+  ),
+}
+
+
+def phases(positions=POSITIONS, scaling=None, d_head=D_HEAD):
+  return jax.jit(lambda p: rotary(p, d_head, THETA, scaling))(positions)
+
+
+def measured(scaling, d_head=D_HEAD):
+  """Frequencies and amplitude, read off the phases at position 1."""
+  one = phases(jnp.ones((1, 1), jnp.int32), scaling, d_head)
+  cos, sin = np.float64(one.cos[0, 0]), np.float64(one.sin[0, 0])
+  return np.arctan2(sin, cos), np.hypot(cos, sin)
+
+
+def test_phases_are_right_up_to_a_million():
+  """In fp32, position * frequency alone errs by 0.03 at position 2**20."""
+  angles = np.asarray(POSITIONS)[..., None] * FREQUENCY
+  got = phases()
+  np.testing.assert_allclose(got.cos, np.cos(angles), rtol=0, atol=3e-7)
+  np.testing.assert_allclose(got.sin, np.sin(angles), rtol=0, atol=3e-7)
+
+
+def test_rotation_is_a_complex_product():
+  """Pairs (i, i + H/2) turn by the phase."""
+  x = np.float32(np.random.default_rng(0).normal(size=(1, 8, 3, D_HEAD)))
+  turn = np.exp(1j * np.asarray(POSITIONS)[..., None] * FREQUENCY)[:, :, None]
+  turned = (x[..., : D_HEAD // 2] + 1j * x[..., D_HEAD // 2 :]) * turn
+  expected = np.concatenate([turned.real, turned.imag], axis=-1)
+  got = jax.jit(rotate)(jnp.asarray(x), phases())
+  np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
+
+
+def test_bf16_is_rotated_in_fp32():
+  x = jnp.ones((1, 8, 1, D_HEAD), jnp.bfloat16)
+  low, wide = rotate(x, phases()), rotate(x.astype(jnp.float32), phases())
+  assert low.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(low, wide.astype(jnp.bfloat16))
+  assert phases().cos.dtype == jnp.float32
+
+
+def test_linear_is_the_position_divided():
+  got = phases(4 * POSITIONS[:, :6], SCALINGS["linear"])
+  plain = phases(POSITIONS[:, :6])
+  np.testing.assert_allclose(got.cos, plain.cos, rtol=0, atol=5e-7)
+  np.testing.assert_allclose(got.sin, plain.sin, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("name", ["ntk", "yarn", "llama3"])
+def test_fast_pairs_stay_and_slow_pairs_stretch(name):
+  frequency, _ = measured(SCALINGS[name], d_head=128)
+  plain = THETA ** (-np.arange(0, 128, 2) / 128)
+  stretch = plain / frequency
+  np.testing.assert_allclose(stretch[0], 1, rtol=1e-6)
+  np.testing.assert_allclose(stretch[-1], SCALINGS[name].factor, rtol=1e-6)
+  assert np.all(np.diff(stretch) > -1e-5)
+
+
+def test_yarn_sharpens_attention():
+  _, amplitude = measured(SCALINGS["yarn"])
+  np.testing.assert_allclose(amplitude, 0.1 * math.log(16) + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(kind="dynamic", factor=2.0),
+    dict(kind="linear", factor=0.5),
+    dict(kind="linear", factor=2.0, original_length=64),
+    dict(kind="ntk", factor=2.0, low=1.0),
+    dict(kind="llama3", factor=2.0),
+    dict(kind="llama3", factor=2.0, original_length=64, attention_factor=1.0),
+  ],
+)
+def test_scalings_that_say_nothing_or_nonsense_are_refused(settings):
+  with pytest.raises(ValueError, match="="):
+    Scaling(**settings)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scalings_are_those_of_transformers(name):
+  hf = pytest.importorskip("benchmarks.parity.hf")
+  transformers = pytest.importorskip("transformers")
+  rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+  length = 65_536
+  their_settings = hf.rope(THETA, SCALINGS[name], length)
+  config = transformers.LlamaConfig(head_dim=D_HEAD, **their_settings)
+  kind = their_settings["rope_parameters"]["rope_type"]
+  frequency, factor = rope_utils.ROPE_INIT_FUNCTIONS[kind](
+    config, "cpu", seq_len=length
+  )
+  got, amplitude = measured(SCALINGS[name])
+  np.testing.assert_allclose(got, frequency.double(), rtol=1e-6)
+  np.testing.assert_allclose(amplitude, factor, rtol=1e-6)

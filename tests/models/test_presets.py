@@ -1,0 +1,152 @@
+"""Published sizes, how weights start, and what a step costs."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from models import families, flops, gpt, llama
+
+# Counted from the published checkpoints.
+N_PARAMS = {
+  "smollm2_135m": 134_515_008,
+  "llama1_7b": 6_738_415_616,
+  "llama2_7b": 6_738_415_616,
+  "llama2_70b": 68_976_648_192,
+  "llama3_8b": 8_030_261_248,
+  "llama3_70b": 70_553_706_496,
+  "llama3_1_8b": 8_030_261_248,
+  "llama3_2_1b": 1_235_814_400,
+  "mistral_7b": 7_241_732_096,
+  "qwen2_500m": 494_032_768,
+  "qwen2_7b": 7_615_616_512,
+  "qwen3_600m": 596_049_920,
+  "qwen3_8b": 8_190_735_360,
+  "gpt2_124m": 124_439_808,
+  "gpt2_355m": 354_823_168,
+  "gpt2_774m": 774_030_080,
+  "gpt2_1558m": 1_557_611_200,
+}
+PRESETS = llama.PRESETS | gpt.PRESETS
+OURS = {"3m", "15m", "110m"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_number_of_parameters(name):
+  n_params = flops.n_params(PRESETS[name])
+  if name in OURS:
+    nominal = int(name.removesuffix("m")) * 1_000_000
+    assert abs(n_params / nominal - 1) < 0.1
+  else:
+    assert n_params == N_PARAMS[name]
+
+
+@pytest.mark.parametrize("name", ["llama3_70b", "qwen3_8b", "gpt2_1558m"])
+def test_every_dimension_of_every_weight_has_a_name(name):
+  shapes = families.abstract(PRESETS[name])
+  names = families.axes(PRESETS[name])
+  jax.tree.map(
+    lambda leaf, axes: len(axes) == leaf.ndim or pytest.fail(str(axes)),
+    shapes,
+    names,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+SIZES = dict(vocab_size=256, d_model=64, n_layers=2, n_heads=4, d_ff=128)
+LLAMA = llama.Config(
+  **SIZES, n_kv_heads=2, d_head=16, qkv_biased=True, qk_normed=True
+)
+GPT = gpt.Config(**SIZES, max_length=128)
+
+
+@functools.cache
+def initial(config, seed=0):
+  leaves = jax.jit(functools.partial(families.init, config))(
+    jax.random.key(seed)
+  )
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)
+  }
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt"])
+def test_weights_start_as_the_papers_say(config):
+  """0.02; GPT-2: positions 0.01, and 0.02 / sqrt(2 L) into the residual."""
+  into_residual = 0.02 / (2 * config.n_layers) ** 0.5
+  special = {"o": into_residual, "down": into_residual, "position": 0.01}
+  for name, leaf in initial(config).items():
+    last = name.split("/")[-1]
+    if "scale" in last:
+      assert np.all(leaf == 1), name
+    elif "bias" in last:
+      assert np.all(leaf == 0), name
+    else:
+      key = "position" if name.startswith("position") else last
+      std = special.get(key, 0.02) if config is GPT else 0.02
+      tolerance = 4 / (2 * leaf.size) ** 0.5  # four sigma
+      assert abs(leaf.std() / std - 1) < tolerance, name
+      assert abs(leaf.mean()) < 4 * std / leaf.size**0.5, name
+      assert leaf.dtype == np.float32
+
+
+def test_no_two_weights_start_alike():
+  """Layers, leaves and seeds each draw their own numbers."""
+  matrices = [
+    row
+    for seed in (0, 1)
+    for leaf in initial(LLAMA, seed).values()
+    for row in (leaf if leaf.ndim > 2 else leaf[None])
+    if leaf.std() > 0
+  ]
+  flat = np.stack([m.reshape(-1)[:1024] / m.std() for m in matrices])
+  correlation = flat @ flat.T / 1024 - np.eye(len(flat))
+  assert np.abs(correlation).max() < 0.2  # six sigma
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    dataclasses.replace(LLAMA, d_model=256, d_head=64, d_ff=768),
+    dataclasses.replace(GPT, d_model=256, d_ff=1024),
+  ],
+  ids=["llama", "gpt"],
+)
+def test_counted_flops_are_those_of_the_compiler(config):
+  """Within 5 %, once the half of attention that causality hides is added."""
+  length = 128
+  config = dataclasses.replace(config, scanned=False, dtype="float32")
+  ids = jnp.zeros((2, length), jnp.int32)
+
+  def loss(params):
+    hidden, _ = families.build(config).apply(
+      {"params": params}, ids, ids, ids + 1
+    )
+    return families.logits(config, params, hidden).sum()
+
+  step = jax.jit(jax.grad(loss)).lower(families.abstract(config))
+  per_token = step.cost_analysis()["flops"] / ids.size
+  attention = 2 * config.n_layers * config.n_heads * config.d_head * length
+  ours = flops.train_per_token(config, length) + 3 * attention
+  assert abs(per_token / ours - 1) < 0.05
+  forward = flops.forward_per_token(config, length)
+  assert flops.train_per_token(config, length) == 3 * forward
+
+
+def test_a_window_costs_what_it_sees():
+  """The keys that each query of a sliding layer sees, counted one by one."""
+  windowed = dataclasses.replace(
+    LLAMA, n_layers=4, window=16, pattern=("sliding", "full")
+  )
+  full = dataclasses.replace(LLAMA, n_layers=4)
+  length, per_key = 64, 4 * LLAMA.n_heads * LLAMA.d_head
+  seen = np.mean([min(t, 16) for t in range(length)])  # a query's half counts
+  saved = flops.forward_per_token(full, length) - flops.forward_per_token(
+    windowed, length
+  )
+  expected = 2 * per_key * (length / 2 - seen)
+  np.testing.assert_allclose(saved, expected, rtol=0.05)
