@@ -147,6 +147,13 @@ def run(
       tracker.say(f"{n_done:>6}  " + _line(found))
     return found
 
+  if config.stop_early and stopping.is_over(
+    config.stop_early, loop_state["stopping"]
+  ):
+    tracker.say("nothing to do: the run has stopped early")
+    return state
+  if n_done >= config.steps:
+    tracker.say(f"nothing to do: {n_done} of {config.steps} steps are made")
   while n_done < config.steps:
     batch = put(next(batches))
     state, metrics = step(state, batch)

@@ -1,5 +1,6 @@
 """What a step changes: the step's number, the parameters, the optimizer."""
 
+import typing
 from typing import Any
 
 import flax.struct
@@ -13,6 +14,8 @@ from sharding.rules import Layout
 from train.core import optim
 
 
+# Unchecked: as a pytree it also carries shardings and shapes.
+@typing.no_type_check
 @flax.struct.dataclass
 class TrainState:
   """No functions and no key: the key of a step is fold_in(seed, step)."""

@@ -77,6 +77,7 @@ def make(
     one = jnp.ones(())
     metrics["grad_norm"] = (optax.tree.norm(grads), one)
     metrics["update_norm"] = (optax.tree.norm(updates), one)
+    metrics |= precision.metrics(opt_state)
     return TrainState(
       state.step + 1, optax.apply_updates(params, updates), opt_state
     ), metrics

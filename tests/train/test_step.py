@@ -1,0 +1,225 @@
+"""The step on every mesh, split in every way: S1, S2, S5, S7, S9, T4, T7, T8."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from jax import numpy as jnp
+
+from models import families
+from sharding import mesh, report, rules
+from train.core import loop, optim, precision, schedule, state, step
+from train.objectives import lm
+
+LAYOUTS = {
+  "one device": ("dp", {}),
+  "dp": ("dp", dict(data=8)),
+  "zero1": ("zero1", dict(data=2, fsdp=4)),
+  "zero2": ("zero2", dict(data=2, fsdp=4)),
+  "zero3": ("zero3", dict(data=2, fsdp=4)),
+  "fsdp": ("fsdp", dict(data=1, fsdp=8)),
+  "tensor": ("tensor", dict(data=4, tensor=2)),
+  "fsdp x tensor": ("fsdp_tensor", dict(data=1, fsdp=4, tensor=2)),
+  "data x fsdp x tensor": ("fsdp_tensor", dict(data=2, fsdp=2, tensor=2)),
+  "replica x fsdp": ("fsdp", dict(replica=2, data=2, fsdp=2)),
+}
+
+
+def _layout(name: str) -> rules.Layout:
+  table, sizes = LAYOUTS[name]
+  devices = jax.devices() if sizes else jax.devices()[:1]
+  return rules.make(mesh.make(mesh.Config(**sizes), devices), table)
+
+
+@functools.cache
+def _initial(model, seed):
+  return jax.device_get(families.init(model, jax.random.key(seed)))
+
+
+def _run(
+  model,
+  batch,
+  layout="one device",
+  n_steps=2,
+  n_micro=1,
+  optimizer=None,
+  seed=3,
+):
+  """A few steps; returns the state, the metrics and the compiled step."""
+  layout = _layout(layout)
+  axes = families.axes(model)
+  # Linear in the gradient: Adam would blow up the noise of tiny gradients.
+  config = optimizer or optim.CONFIGS["sgd"](lr=0.3, momentum=0.9, clip=0.5)
+  transform = optim.make(
+    config, schedule.make(schedule.CONFIGS["constant"](), 10), axes
+  )
+  if model.dtype == "float16":
+    transform = precision.wrap(transform, precision.Config())
+  update = step.make(
+    lm.make(lm.Config(chunk_tokens=8, z_loss=1e-3), model),
+    transform,
+    n_micro=n_micro,
+    seed=seed,
+    grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
+  )
+  # Moved there, not made there: compiling `init` would take half the time.
+  first = state.TrainState(
+    np.zeros((), np.int32),
+    _initial(model, seed),
+    transform.init(_initial(model, seed)),
+  )
+  first = jax.device_put(
+    jax.device_get(first), state.shardings(model, transform, layout)
+  )
+  batch = jax.device_put(batch, layout.batch)
+  compiled, _ = loop.compile_step(update, first, batch, layout)
+  last = first
+  for _ in range(n_steps):
+    last, metrics = compiled(last, batch)
+  wanted = state.abstract(model, transform, layout)
+  report.check(last, jax.tree.map(lambda x: x.sharding, wanted))
+  return last, loop.divide([metrics]), compiled
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, ragged_batch):
+  return _run(tiny, ragged_batch)
+
+
+@pytest.mark.parametrize("layout", [n for n in LAYOUTS if n != "one device"])
+def test_every_mesh_gives_the_update_of_one_device(
+  tiny, ragged_batch, alone, layout
+):
+  there, metrics, _ = _run(tiny, ragged_batch, layout)
+  here, expected, _ = alone
+  # Loss, and the norm that the clipping divides by: global, not per shard.
+  for name in ("loss", "grad_norm", "update_norm"):
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+  chex.assert_trees_all_close(
+    jax.device_get(there.params),
+    jax.device_get(here.params),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def test_adam_on_a_mesh_is_adam(tiny, ragged_batch):
+  adam = optim.CONFIGS["adamw"](lr=1e-3, weight_decay=0.1)
+  run = lambda layout: jax.device_get(  # noqa: E731
+    _run(tiny, ragged_batch, layout, optimizer=adam)[0]
+  )
+  here, there = run("one device"), run("data x fsdp x tensor")
+  # A moment of 1e-8 divided by its root: the noise is a part of the rate.
+  chex.assert_trees_all_close(here.params, there.params, atol=5e-3 * 1e-3)
+
+
+def test_initial_parameters_are_the_same_bits_on_every_mesh(tiny):
+  transform = optim.make(
+    optim.CONFIGS["sgd"](lr=1.0), lambda _: 1.0, families.axes(tiny)
+  )
+  first = [
+    jax.device_get(state.init(tiny, transform, _layout(name), 5).params)
+    for name in ("one device", "data x fsdp x tensor", "tensor")
+  ]
+  chex.assert_trees_all_equal(first[0], first[1], first[2])
+
+
+@pytest.mark.parametrize("n_micro", [2, 8])
+@pytest.mark.parametrize("layout", ["one device", "fsdp"])
+def test_split_batch_gives_the_update_of_the_whole(
+  tiny, ragged_batch, alone, n_micro, layout
+):
+  if layout == "fsdp":
+    n_micro //= 2  # two rows a device
+    n_micro = max(n_micro, 2) if n_micro < 4 else 2
+  split, metrics, _ = _run(tiny, ragged_batch, layout, n_micro=n_micro)
+  whole, expected, _ = alone
+  np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+  chex.assert_trees_all_close(
+    jax.device_get(split.params),
+    jax.device_get(whole.params),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_twice_the_same_run_gives_the_same_bits(tiny, ragged_batch, dtype):
+  model = dataclasses.replace(tiny, dtype=dtype, dropout=0.1)
+  one, *_ = _run(model, ragged_batch, "fsdp x tensor")
+  two, *_ = _run(model, ragged_batch, "fsdp x tensor")
+  chex.assert_trees_all_equal(jax.device_get(one), jax.device_get(two))
+
+
+def test_bf16_is_close_to_fp32(tiny, ragged_batch, alone):
+  low, metrics, _ = _run(
+    dataclasses.replace(tiny, dtype="bfloat16"), ragged_batch
+  )
+  np.testing.assert_allclose(metrics["loss"], alone[1]["loss"], rtol=1e-2)
+  assert {x.dtype for x in jax.tree.leaves(low.params)} == {jnp.dtype("f4")}
+
+
+def test_fp16_scales_its_loss_and_is_close_to_fp32(tiny, ragged_batch, alone):
+  low, metrics, _ = _run(
+    dataclasses.replace(tiny, dtype="float16"), ragged_batch
+  )
+  assert float(precision.loss_scale(low.opt_state)) > 1
+  np.testing.assert_allclose(metrics["loss"], alone[1]["loss"], rtol=1e-2)
+
+
+def test_the_step_takes_over_the_memory_of_the_state(tiny, ragged_batch, alone):
+  last, _, compiled = alone
+  memory = compiled.memory_analysis()
+  n_bytes = sum(x.nbytes for x in jax.tree.leaves(last))
+  assert memory.alias_size_in_bytes >= n_bytes
+
+
+def test_another_shape_is_refused_not_compiled_again(tiny, ragged_batch, alone):
+  last, _, compiled = alone
+  short = jax.tree.map(lambda x: jnp.asarray(x[:4]), ragged_batch)
+  with pytest.raises(TypeError, match="compiled with"):
+    compiled(last, short)
+
+
+def test_one_step_of_sgd_by_hand(tiny, ragged_batch):
+  """The golden step: mean gradient of the plain loss, times the rate."""
+  config = optim.CONFIGS["sgd"](lr=0.1, clip=None)
+  after, metrics, _ = _run(tiny, ragged_batch, n_steps=1, optimizer=config)
+  before = families.init(tiny, jax.random.key(3))
+  b = jax.tree.map(jnp.asarray, ragged_batch)
+
+  def mean_loss(params):
+    hidden, _ = families.build(tiny).apply(
+      {"params": params}, b.tokens, b.positions, b.segment_ids
+    )
+    logits = families.logits(tiny, params, hidden)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, b.targets)
+    z = jax.nn.logsumexp(logits, -1)
+    total = ((nll + 1e-3 * z**2) * b.weights).sum()
+    return total / b.weights.sum(), (nll * b.weights).sum() / b.weights.sum()
+
+  gradient = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))
+  (_, nll), grads = gradient(before)
+  np.testing.assert_allclose(metrics["loss"], nll, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5
+  )
+  chex.assert_trees_all_close(
+    after.params,
+    jax.tree.map(lambda p, g: p - 0.1 * g, before, grads),
+    rtol=1e-5,
+    atol=1e-7,
+  )
+
+
+def test_dropout_differs_between_steps_and_parts(tiny, ragged_batch):
+  model = dataclasses.replace(tiny, dropout=0.5)
+  frozen = optim.CONFIGS["sgd"](lr=1e-12, clip=None)
+  run = lambda n, m: _run(  # noqa: E731
+    model, ragged_batch, n_steps=n, n_micro=m, optimizer=frozen
+  )[1]["loss"]
+  assert len({run(1, 1), run(2, 1), run(1, 2)}) == 3
