@@ -5,7 +5,7 @@ LoRA: arXiv 2106.09685.  QLoRA: arXiv 2305.14314.
 
 import functools
 import string
-from typing import Any
+import typing
 
 import flax.struct
 import jax
@@ -14,9 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-Leaf = Any  # an array, or what a tree has in its place: a shape, a sharding
 
-
+# Unchecked: as pytrees they also carry shapes, shardings and stacked layers.
+@typing.no_type_check
 @flax.struct.dataclass
 class QuantArray:
   """values * scale: symmetric integers, one scale per output channel.
@@ -24,21 +24,22 @@ class QuantArray:
   Invariant: values.shape == the logical shape; scale broadcasts against it.
   """
 
-  values: Leaf
-  scale: Leaf
+  values: Int[Array, "..."]
+  scale: Float[Array, "..."]
 
   def dequantize(self, dtype: jnp.dtype) -> Array:
     """The weight as an array of `dtype`."""
     return self.values.astype(dtype) * self.scale.astype(dtype)
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class LoraArray:
   """base + (alpha / R) * a @ b, with the base frozen and b = 0 at the start."""
 
-  base: Leaf  # an array or a QuantArray
-  a: Leaf  # [..., R]
-  b: Leaf  # [R, ...]
+  base: Array | QuantArray
+  a: Float[Array, "... R"]
+  b: Float[Array, "R ..."]
   alpha: float = flax.struct.field(pytree_node=False, default=16.0)
 
 
