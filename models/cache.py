@@ -15,6 +15,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.layers.mask import Mask
+from sharding.rules import constrain
+
+NAMES = ("batch", "act_kv_heads", None, None)  # of keys and values
 
 
 # Unchecked, both: as a pytree a cache also carries axis names and shardings.
@@ -49,19 +52,14 @@ def empty(
   """
   dtype = jnp.dtype(dtype or config.dtype)
 
-  def layer(kind: str) -> LayerCache:
+  def zeros(kind: str) -> Float[Array, "B K C H"]:
     size = n_slots if kind == "full" else min(n_slots, config.window)
     shape = (n_rows, config.n_kv_heads, size, config.d_head)
-    return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return constrain(jnp.zeros(shape, dtype), *NAMES)
 
   kinds = config.pattern * (config.n_layers // len(config.pattern))
-  return Cache([layer(k) for k in kinds], jnp.zeros(n_rows, jnp.int32))
-
-
-def axes(config: Any) -> Cache:
-  """The logical axis names of every array, for a layout's activations."""
-  names = ("batch", "act_kv_heads", None, None)
-  return Cache([LayerCache(names, names)] * config.n_layers, ("batch",))
+  layers = [LayerCache(zeros(kind), zeros(kind)) for kind in kinds]
+  return Cache(layers, constrain(jnp.zeros(n_rows, jnp.int32), "batch"))
 
 
 def extend(
@@ -80,17 +78,15 @@ def extend(
   n_new, n_slots = k_BTKH.shape[1], old.keys.shape[2]
   new = LayerCache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
   new = jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
-  written = jax.lax.optimization_barrier(_write(old, new, mask))
+  written = _write(old, new, mask)
   if n_new == 1 or mask.window is None:
     n_read = lengths + jnp.not_equal(mask.q_segments, 0).sum(1)
-    positions = _positions(n_read, n_slots)
-    segments = jnp.greater_equal(positions, 0).astype(jnp.int32)
+    positions, segments = _content(n_read, n_slots)
     seen = written
   else:
     # The first new tokens still see what the last ones overwrite on the ring:
     # all of them look at the old slots and at each other.
-    positions = _positions(lengths, n_slots)
-    segments = jnp.greater_equal(positions, 0).astype(jnp.int32)
+    positions, segments = _content(lengths, n_slots)
     positions = jnp.concatenate([positions, mask.q_positions], axis=1)
     segments = jnp.concatenate([segments, mask.q_segments], axis=1)
     seen = jax.tree.map(lambda o, n: jnp.concatenate([o, n], axis=2), old, new)
@@ -98,11 +94,17 @@ def extend(
   return written, seen, mask
 
 
-def _positions(lengths: Int[Array, "B"], n_slots: int) -> Int[Array, "B C"]:
-  """The last position p < length with p % C == slot; negative: none yet."""
+def _content(
+  lengths: Int[Array, "B"], n_slots: int
+) -> tuple[Int[Array, "B C"], Int[Array, "B C"]]:
+  """Positions and segments of the slots; segment 0 marks an empty one.
+
+  A slot holds the last position p < length with p % C == slot.
+  """
   last_B1 = lengths[:, None] - 1
   slot_1C = jnp.arange(n_slots)[None]
-  return last_B1 - (last_B1 - slot_1C) % n_slots
+  positions_BC = last_B1 - (last_B1 - slot_1C) % n_slots
+  return positions_BC, jnp.greater_equal(positions_BC, 0).astype(jnp.int32)
 
 
 def _write(old: LayerCache, new: LayerCache, mask: Mask) -> LayerCache:

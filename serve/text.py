@@ -4,7 +4,7 @@ Held back are the bytes of an unfinished UTF-8 character, and whatever may be
 the beginning of a stop string.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from data.tokenizer import Tokenizer
 
@@ -72,3 +72,32 @@ def _overlap(text: str, stop: str) -> int:
   """The length of the longest end of the text that begins the stop string."""
   sizes = range(min(len(text), len(stop) - 1), 0, -1)
   return next((n for n in sizes if text.endswith(stop[:n])), 0)
+
+
+def rows(
+  tokenizer: Tokenizer,
+  stop: Sequence[str],
+  n_rows: int,
+  steps: Iterable[Sequence[int | None]],
+) -> Iterator[list[str | None]]:
+  """One token of every row at a time -> what to write of each; None: all is.
+
+  Args:
+    tokenizer: decodes.
+    stop: strings that end a row.
+    n_rows: in every step.
+    steps: tokens, None behind the end of a row; read no further than needed.
+  """
+  texts: list[Text | None] = [Text(tokenizer, stop) for _ in range(n_rows)]
+  for tokens in steps:
+    pieces: list[str | None] = [None] * n_rows
+    for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+      if text is None:
+        continue
+      pieces[row] = text.finish() if token is None else text.push(token)
+      if token is None or text.ended:
+        texts[row] = None
+    yield pieces
+    if not any(texts):
+      return
+  yield [text.finish() if text else None for text in texts]

@@ -10,7 +10,8 @@ from jax import numpy as jnp
 
 from models import cache as caches
 from models import decode, families, gpt, llama, sampling
-from models.layers import position
+from models.layers import position, stack
+from sharding import mesh, rules
 
 _LLAMA = llama.Config(
   vocab_size=64,
@@ -111,3 +112,184 @@ def test_cached_logits_are_those_of_the_whole_text(name, side):
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
     token = jnp.asarray([t[n] for t, n in zip(texts, at, strict=True)])
     logits, cache = step(params, token, cache)
+
+
+@pytest.mark.parametrize("sides", [("left", "left"), ("right", "left")])
+@pytest.mark.parametrize("name", ["llama", "mixed", "gpt"])
+def test_two_chunks_are_read_as_one(name, sides):
+  # The second chunk of 20 laps a ring of 6 slots more than three times.
+  config, params = model(name)
+  _, prefill, step = compiled(name)
+  texts = [[5, 6], [7, 8, 9, 10, 11], list(range(20, 47))]
+  cache = caches.empty(config, 3, 48)
+  for part, side in zip((slice(0, 1), slice(1, None)), sides, strict=True):
+    tokens, real = padded([t[part] for t in texts], 26, side)
+    got, cache = prefill(params, tokens, real, cache)
+  whole = caches.empty(config, 3, 48)
+  want, whole = prefill(params, *padded(texts, 32, "left"), whole)
+  np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+  token = jnp.asarray([1, 2, 3])
+  got, _ = step(params, token, cache)
+  want, _ = step(params, token, whole)
+  np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+
+
+def greedy(name: str, prompt: list[int], n_new: int) -> list[int]:
+  """Without a cache, without a loop on the device: read all, take the best."""
+  _, params = model(name)
+  read, _, _ = compiled(name)
+  text = list(prompt)
+  for _ in range(n_new):
+    logits = read(params, *decode.pad([text], 32))[0, len(text) - 1]
+    text.append(int(logits.argmax()))
+  return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["mixed", "gpt"])
+def test_generate_and_stream_write_what_a_plain_loop_writes(name):
+  config, params = model(name)
+  want = [greedy(name, prompt, GREEDY.max_tokens) for prompt in PROMPTS]
+  assert decode.generate(config, params, PROMPTS, GREEDY, [-1]) == want
+  steps = decode.stream(config, params, PROMPTS, GREEDY, [-1])
+  assert [list(row) for row in zip(*steps, strict=True)] == want
+
+
+def test_a_text_ends_with_its_end_id():
+  config, params = model("mixed")
+  plain = decode.generate(config, params, PROMPTS, GREEDY, [-1])
+  end = plain[2][2]
+  want = [t[: t.index(end) + 1] if end in t else t for t in plain]
+  assert len(want[2]) <= 3
+  assert decode.generate(config, params, PROMPTS, GREEDY, [end]) == want
+  steps = decode.stream(config, params, PROMPTS, GREEDY, [end])
+  rows = [[i for i in row if i is not None] for row in zip(*steps, strict=True)]
+  assert rows == want
+  all_end = decode.stream(config, params, PROMPTS[2:] * 3, GREEDY, [end])
+  assert list(all_end) == [[i] * 3 for i in want[2]]
+
+
+def test_a_text_knows_nothing_of_its_batch():
+  # I2, drawn: the same keys give the same ids with others beside or alone.
+  config, params = model("mixed")
+  write = functools.partial(decode.generate, config, params)
+  settings = sampling.Config(
+    max_tokens=8, temperature=1.2, top_k=20, repetition_penalty=1.3
+  )
+  keys = sampling.keys(5, len(PROMPTS))
+  together = write(PROMPTS, settings, keys=keys)
+  for i, prompt in enumerate(PROMPTS[:2]):  # 16 slots, where three need 32
+    assert write([prompt], settings, keys=keys[i : i + 1]) == [together[i]]
+  by_seed = dataclasses.replace(settings, seed=5)
+  assert write(PROMPTS, by_seed) == together
+  other = dataclasses.replace(settings, seed=6)
+  assert write(PROMPTS, other) != together
+
+
+def test_the_penalty_sees_the_prompt_and_the_text():
+  config, params = model("llama")
+  settings = dataclasses.replace(GREEDY, repetition_penalty=1e6)
+  for prompt, text in zip(
+    PROMPTS, decode.generate(config, params, PROMPTS, settings), strict=True
+  ):
+    assert len({*prompt, *text}) == len(prompt) + len(text)
+
+
+def test_one_compile_for_a_bucket():
+  config, params = model("llama")
+  config = dataclasses.replace(config, n_layers=1)
+  jitted = (decode._begin, decode._finish)
+
+  def n_compiled(lengths, temperature=0.5, max_tokens=8):
+    before = [f._cache_size() for f in jitted]
+    settings = sampling.Config(temperature=temperature, max_tokens=max_tokens)
+    for n in lengths:
+      decode.generate(config, params, [[1] * n], settings)
+    return [f._cache_size() - b for f, b in zip(jitted, before, strict=True)]
+
+  assert n_compiled([9, 12, 16]) == [1, 1]
+  assert n_compiled([10, 15], temperature=0.7, max_tokens=9) == [0, 0]
+  assert n_compiled([17, 20, 23]) == [1, 0]  # the same 32 slots
+  assert n_compiled([32]) == [1, 1]
+
+
+def test_prefill_holds_no_logits_of_a_whole_prompt():
+  config, params = model("llama")
+  cache = caches.empty(config, 3, 32)
+  tokens, real = decode.pad(PROMPTS, 24)
+  text = str(
+    jax.make_jaxpr(functools.partial(decode.prefill, config))(
+      params, tokens, real, cache
+    )
+  )
+  assert "f32[3,64]" in text and "f32[3,24,16]" in text
+  assert "f32[3,24,64]" not in text
+
+
+def test_a_scanned_model_is_unrolled_and_cast_once():
+  config, params = model("mixed")
+  stacked = {**params, "stack": stack.stack(params["stack"], 2)}
+  bf16 = dataclasses.replace(config, dtype="bfloat16")
+  again, cast = decode.unrolled(
+    dataclasses.replace(bf16, scanned=True), stacked
+  )
+  assert again == bf16
+  prefill = jax.jit(functools.partial(decode.prefill, bf16))
+  tokens, real = decode.pad(PROMPTS, 24)
+  got, want = (
+    prefill(p, tokens, real, caches.empty(bf16, 3, 24))[0]
+    for p in (cast, params)
+  )
+  np.testing.assert_array_equal(got, want)
+  layer = cast["stack"]["layer_1"]
+  assert layer["attention"]["q"].dtype == jnp.bfloat16
+  assert layer["attention_norm"]["scale"].dtype == jnp.float32
+
+
+def test_a_mesh_writes_what_one_device_writes():
+  config, params = model("mixed")
+  prompts = [*PROMPTS, [3, 1, 4]]
+  tokens, real = decode.pad(prompts, 24)
+
+  def run(params, tokens, real):
+    cache = caches.empty(config, 4, 32)
+    logits, cache = decode.prefill(config, params, tokens, real, cache)
+    every = [logits]
+    for token in (1, 2, 3):
+      logits, cache = decode.step(config, params, jnp.full(4, token), cache)
+      every.append(logits)
+    return jnp.stack(every), cache
+
+  want, _ = jax.jit(run)(params, tokens, real)
+  layout = rules.make(mesh.make(mesh.Config(data=4, tensor=2)), "tensor")
+  placed = jax.device_put(
+    params, layout.shardings(families.axes(config), params)
+  )
+  with layout.use():
+    got, cache = jax.jit(run)(placed, tokens, real)
+    written = decode.generate(config, placed, prompts, GREEDY)
+  np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+  for slots in jax.tree.leaves(cache.layers):
+    where = layout.sharding(caches.NAMES, slots.shape, "activations")
+    assert slots.sharding.is_equivalent_to(where, slots.ndim)
+  assert written == decode.generate(config, params, prompts, GREEDY)
+
+
+@pytest.mark.parametrize(
+  ("prompts", "said"),
+  [
+    ([[1], []], "prompt 1 has no tokens"),
+    ([[1] * 57], "max_tokens=8 .* max_length=64"),
+    ([[1, 64]], "the id 64, outside the vocab_size=64"),
+    ([[-1]], "the id -1"),
+  ],
+)
+def test_prompts_that_cannot_be_read_are_told(prompts, said):
+  config, params = model("gpt")
+  with pytest.raises(ValueError, match=said):
+    decode.generate(config, params, prompts, GREEDY)
+
+
+def test_the_last_position_of_a_model_is_used():
+  config, params = model("gpt")
+  (text,) = decode.generate(config, params, [[1] * 56], GREEDY)
+  assert len(text) == 8
