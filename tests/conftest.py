@@ -1,6 +1,7 @@
 """One process, eight virtual CPU devices, strict numerics, checked shapes."""
 
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -17,6 +18,10 @@ import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_threefry_partitionable", True)
+# Compiling is most of the suite's time: what was compiled before is read back.
+_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles 2x faster
 flags.FLAGS.mark_as_parsed()  # grain reads its flags

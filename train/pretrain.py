@@ -48,7 +48,7 @@ SECTIONS = {
 def main(config: door.Config, workdir: epath.Path) -> None:
   """Prepares, builds, resumes or begins, trains."""
   factor = schedule.make(config.schedule, config.train.steps)
-  s = setup.begin(config, workdir)
+  s = setup.begin(config, workdir, config.train.n_micro)
   say = track.terminal().say
   settings = setup.settle(config, workdir, SECTIONS, say)
 
@@ -69,59 +69,46 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
 
-  # From the newest checkpoint, or from the start.
-  checkpoints = checkpointing.Checkpoints(
-    workdir, config.checkpoint, settings, s.store.tokenizer.save
-  )
+  # From the newest checkpoint, or from the start; compiled once, then run.
   places = state.abstract(s.model, optimizer, s.layout)
-  found = checkpoints.restore(places, say)
-  if found:
-    first, progress = found
-    batches.restore(progress.data)
-  else:
-    first = state.init(s.model, optimizer, s.layout, config.train.seed)
-  report.check(first, jax.tree.map(lambda x: x.sharding, places))
-  n_done = int(first.step)
-
-  # Compiled once, then run.
-  tracker = track.open_tracker(workdir, n_done)
-  compiled, seconds = loop.compile_step(
-    update, first, s.abstract_batch, s.layout
-  )
-  tracker.say(_headline(s, config, seconds))
-  with pipeline.Prefetch(batches, config.batch.n_ahead) as stream:
-    loop.run(
-      config.train,
-      compiled,
-      first,
-      stream,
-      put=s.put,
-      meter=loop.Meter(
-        tokens_per_step=config.batch.size * config.batch.length,
-        flops_per_token=flops.train_per_token(s.model, config.batch.length),
-        peak_flops=hardware.peak_flops(s.model.dtype),
-        lr=lambda i: float(factor(i)) * getattr(config.optim, "lr", 1.0),
-      ),
-      tracker=tracker,
-      checkpoints=checkpoints,
-      evaluators=suite.make(
-        config.eval.during, config.eval, config.generate, s, tracker
-      ),
-      loop_state=progress.loop if found else None,
+  tokenizer = s.store.tokenizer
+  with checkpointing.Checkpoints(
+    workdir, config.checkpoint, settings, tokenizer.save
+  ) as checkpoints:
+    found = checkpoints.restore(places, say)
+    if found:
+      first, progress = found
+      batches.restore(progress.data)
+    else:
+      first = state.init(s.model, optimizer, s.layout, config.train.seed)
+    report.check(first, jax.tree.map(lambda x: x.sharding, places))
+    compiled, seconds = loop.compile_step(
+      update, first, s.abstract_batch, s.layout
     )
-  checkpoints.close()
-  tracker.close()
-
-
-def _headline(s: setup.Setup, config: door.Config, seconds: float) -> str:
-  n_params = flops.n_params(s.model)
-  per_step = config.batch.size * config.batch.length
-  return (
-    f"{families.name(s.model)} with {n_params / 1e6:,.1f} M parameters in "
-    f"{s.model.dtype} on {jax.device_count()} x {jax.devices()[0].device_kind} "
-    f"({mesh.describe(s.layout.mesh)}); {per_step:,} tokens a step; "
-    f"compiled in {seconds:.1f} s"
-  )
+    say(f"{s}; compiled in {seconds:.1f} s")
+    with (
+      pipeline.Prefetch(batches, config.batch.n_ahead) as stream,
+      track.open_tracker(workdir, int(first.step)) as tracker,
+    ):
+      loop.run(
+        config.train,
+        compiled,
+        first,
+        stream,
+        put=s.put,
+        meter=loop.Meter(
+          tokens_per_step=config.batch.size * config.batch.length,
+          flops_per_token=flops.train_per_token(s.model, config.batch.length),
+          peak_flops=hardware.peak_flops(s.model.dtype),
+          lr=lambda i: float(factor(i)) * getattr(config.optim, "lr", 1.0),
+        ),
+        tracker=tracker,
+        checkpoints=checkpoints,
+        evaluators=suite.make(
+          config.eval.during, config.eval, config.generate, s, tracker
+        ),
+        loop_state=progress.loop if found else None,
+      )
 
 
 if __name__ == "__main__":

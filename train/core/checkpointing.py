@@ -119,6 +119,12 @@ class Checkpoints:
     self._thread.shutdown()
     self._writer.close()
 
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
   def restore(
     self, wanted: TrainState, say: Callable[[str], None]
   ) -> tuple[TrainState, Progress] | None:

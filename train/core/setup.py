@@ -14,7 +14,7 @@ from configs import door
 from data import pipeline, prepare, store
 from data import tokenizer as tokenizers
 from data.batch import Batch
-from models import checkpoint, families
+from models import checkpoint, families, flops
 from sharding import hosts, mesh, rules
 from sharding.rules import Layout
 
@@ -31,6 +31,14 @@ class Setup:
   model: families.Config
   store: store.Store
   batch: pipeline.Config
+
+  def __str__(self) -> str:
+    return (
+      f"{families.name(self.model)} with {flops.n_params(self.model) / 1e6:,.1f}"
+      f" M parameters in {self.model.dtype} on {jax.device_count()} x "
+      f"{jax.devices()[0].device_kind} ({mesh.describe(self.layout.mesh)}); "
+      f"{self.batch.size * self.batch.length:,} tokens a step"
+    )
 
   @property
   def rows(self) -> list[int]:
@@ -72,15 +80,20 @@ class Setup:
       yield self.put(batch)
 
 
-def begin(config: door.Config, workdir: epath.Path) -> Setup:
+def begin(config: door.Config, workdir: epath.Path, n_micro: int = 1) -> Setup:
   """Joins the hosts, builds the mesh, prepares or opens the store.
+
+  Args:
+    config: resolved, with the sections that evaluation has.
+    workdir: of the run.
+    n_micro: parts that each batch will be worked through in.
 
   Raises:
     ValueError: settings that do not fit each other or this machine.
   """
   hosts.initialize()
   layout = rules.make(mesh.make(config.mesh), config.mesh.rules)
-  _check(config, layout)
+  _check(config, layout, n_micro)
   folder = prepare.folder(config.data, workdir)
   if jax.process_index() == 0:
     prepare.prepare(config.data, config.tokenizer, folder)
@@ -95,12 +108,17 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
   return Setup(layout, config.model, opened, config.batch)
 
 
-def _check(config: door.Config, layout: Layout) -> None:
+def _check(config: door.Config, layout: Layout, n_micro: int) -> None:
   batch, n_shards = config.batch, layout.n_batch_shards
   if batch.size % n_shards:
     raise ValueError(
       f"batch.size={batch.size} does not divide over {n_shards} shards "
       f"({mesh.describe(layout.mesh)}): make it a multiple of {n_shards}."
+    )
+  if batch.size // n_shards % n_micro:
+    raise ValueError(
+      f"train.n_micro={n_micro} does not divide the {batch.size // n_shards} "
+      f"rows that each of {n_shards} shards has of batch.size={batch.size}."
     )
   if batch.length > config.model.max_length:
     raise ValueError(

@@ -51,6 +51,12 @@ class Silent:
   def close(self) -> None:
     """Has nothing to write."""
 
+  def __enter__(self) -> "Tracker":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
 
 class Terminal(Silent):
   """Lines only."""
