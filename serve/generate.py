@@ -1,7 +1,7 @@
 """Prompts in, text out as it comes.
 
     python -m serve.generate --workdir=runs/quick --prompt="def main("
-    python -m serve.generate --workdir=runs/quick < unfinished.py
+    cat unfinished.py | python -m serve.generate --workdir=runs/quick
 
 --workdir is a run, whose newest checkpoint is taken, or a checkpoint, which is
 enough by itself. --prompt may be given several times: all texts are written
@@ -18,14 +18,14 @@ from etils import epath
 
 from configs import door
 from data import tokenizer as tokenizers
-from models import checkpoint, decode, families, sampling
+from models import checkpoint, decode, sampling
 from serve import text
 
 _PROMPTS = flags.DEFINE_multi_string(
   "prompt", None, "what the text begins with; may be repeated"
 )
 
-SECTIONS = {"model": families.FAMILIES, "generate": sampling.Config}
+SECTIONS = {"generate": sampling.Config}
 
 
 def main(config: door.Config, workdir: epath.Path) -> None:
