@@ -6,7 +6,9 @@ VENV := .venv/bin/python
 PIP := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 demo: .venv/core
-	$(VENV) -m train.pretrain --config=configs/quickstart.py --workdir=runs/quickstart
+	$(VENV) -m train.pretrain --config=configs/quickstart.py --workdir=runs/demo
+	$(VENV) -m train.evaluate --workdir=runs/demo
+	$(VENV) -m train.report --workdir=runs/demo
 
 test: .venv/test
 	$(VENV) -m pytest -n 2 -m "not slow and not parity" --durations=10
