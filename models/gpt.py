@@ -14,7 +14,7 @@ from models.cache import Cache, LayerCache
 from models.layers import mask, stack
 from models.layers.attention import Attention
 from models.layers.embed import Table, lookup
-from models.layers.mlp import MLP
+from models.layers.mlp import ACTIVATIONS, MLP
 from models.layers.norm import LayerNorm
 
 
@@ -36,12 +36,17 @@ class Config:
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 
   def __post_init__(self):
+    stack.check(self)
     if self.d_model % self.n_heads:
       raise ValueError(
         f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: "
         "the heads share the width evenly."
       )
-    stack.check(self)
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+        f"activation={self.activation!r} must be one of "
+        f"{', '.join(ACTIVATIONS)}."
+      )
 
   # What a decoder-only architecture tells the cache and the FLOP count.
   n_kv_heads = property(lambda self: self.n_heads)

@@ -45,6 +45,7 @@ class Config:
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 
   def __post_init__(self):
+    stack.check(self)
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
@@ -60,7 +61,17 @@ class Config:
         f"window={self.window} with pattern={self.pattern}: a window goes "
         "with sliding layers, and sliding layers with a window."
       )
-    stack.check(self)
+    if self.window is not None and self.window < 1:
+      raise ValueError(f"window={self.window} must be positive.")
+    if self.d_head % 2:
+      raise ValueError(
+        f"d_head={self.d_head} is odd: rotary positions turn pairs."
+      )
+    if self.max_length > position.LONGEST:
+      raise ValueError(
+        f"max_length={self.max_length}: rotary positions are exact up to "
+        f"{position.LONGEST:,}."
+      )
 
 
 class Model(nn.Module):

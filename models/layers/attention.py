@@ -46,6 +46,7 @@ def attend(
     sinks_N: a logit per head that takes probability and gives nothing.
   """
   n_rows, n_queries, n_heads, d_head = q_BTNH.shape
+  scale = d_head**-0.5 if scale is None else scale
   n_kv_heads = k_BSKH.shape[2]
   n_groups = n_heads // n_kv_heads
   by_group = (n_rows, n_kv_heads, n_groups, n_queries, -1)
@@ -58,7 +59,7 @@ def attend(
   # XLA:CPU upcasts batched bf16 dots anyway.
   logits = jnp.einsum(
     "BKMH,BKSH->BKMS",
-    q_BKMH.astype(jnp.float32) * (scale or d_head**-0.5),
+    q_BKMH.astype(jnp.float32) * scale,
     k_BSKH.swapaxes(1, 2).astype(jnp.float32),
   ).reshape(by_group)
   if softcap is not None:

@@ -13,7 +13,8 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_BLOCK = 1024  # positions are read as high * 1024 + low: 1,048,576 in all
+_BLOCK = 1024  # positions are read as high * 1024 + low
+LONGEST = _BLOCK**2  # positions of a text: 1,048,576
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,16 @@ REMAT: dict[str, Any] = {
   "save_widened": _save.save_only_these_names("widened"),
 }
 
+_SIZES = (
+  "vocab_size",
+  "max_length",
+  "d_model",
+  "n_layers",
+  "n_heads",
+  "n_kv_heads",
+  "d_head",
+  "d_ff",
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -46,11 +56,14 @@ def check(config: Any) -> None:
   """Checks what the configs of all architectures share.
 
   Raises:
-    ValueError: the pattern does not divide the layers, or no such policy,
-      type or rate.
+    ValueError: a size is not positive, the pattern does not divide the
+      layers, or no such policy, type or rate.
   """
   c = config
-  if c.n_layers % len(c.pattern):
+  for name in _SIZES:
+    if getattr(c, name) < 1:
+      raise ValueError(f"{name}={getattr(c, name)} must be positive.")
+  if not c.pattern or c.n_layers % len(c.pattern):
     raise ValueError(
       f"n_layers={c.n_layers} is not a multiple of the pattern {c.pattern} of "
       f"{len(c.pattern)} layers."
@@ -63,10 +76,6 @@ def check(config: Any) -> None:
     raise ValueError(f"dtype={c.dtype!r} must be one of {', '.join(DTYPES)}.")
   if not 0 <= c.dropout < 1:
     raise ValueError(f"dropout={c.dropout} must lie in [0, 1).")
-  sizes = ("vocab_size", "d_model", "n_heads", "d_head", "d_ff", "max_length")
-  for name in sizes:
-    if getattr(c, name) < 1:
-      raise ValueError(f"{name}={getattr(c, name)} must be positive.")
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
