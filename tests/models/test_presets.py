@@ -64,10 +64,12 @@ GPT = gpt.Config(**SIZES, max_length=128)
 
 
 @functools.cache
+def initializer(config):
+  return jax.jit(functools.partial(families.init, config))
+
+
 def initial(config, seed=0):
-  leaves = jax.jit(functools.partial(families.init, config))(
-    jax.random.key(seed)
-  )
+  leaves = initializer(config)(jax.random.key(seed))
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)
