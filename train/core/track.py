@@ -11,8 +11,10 @@ import threading
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import tensorboardX
-from etils import epath
+from etils import epath, epy
+
+with epy.lazy_imports():  # it imports torch where that is installed: 2 s
+  import tensorboardX
 
 
 @runtime_checkable
