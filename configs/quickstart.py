@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
   config.batch = dict(size=16, length=256)
   config.objective = dict(z_loss=0.0)
   config.optim = dict(name="muon", lr=0.02, weight_decay=0.01)
-  config.schedule = dict(name="wsd", warmup_steps=20)
+  config.schedule = dict(name="wsd", warmup_steps=arg.steps // 20)
   config.train = dict(steps=arg.steps, log_every_steps=20, eval_every_steps=100)
   config.checkpoint = dict(every_steps=100)
   config.eval = dict(

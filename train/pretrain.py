@@ -82,6 +82,8 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     else:
       first = state.init(s.model, optimizer, s.layout, config.train.seed)
     report.check(first, jax.tree.map(lambda x: x.sharding, places))
+    if jax.process_index() == 0:
+      (workdir / "sharding.txt").write_text(report.table(first) + "\n")
     compiled, seconds = loop.compile_step(
       update, first, s.abstract_batch, s.layout
     )
