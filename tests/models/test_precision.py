@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 import pytest
 from jax import numpy as jnp
 from jax.extend import core
@@ -98,3 +99,21 @@ def test_weights_multiply_in_bf16_and_add_in_fp32(name):
     if x.aval.shape[-1:] == (config.vocab_size,)
     and x.aval.dtype == jnp.bfloat16
   ]
+
+
+@pytest.mark.parametrize(
+  ("dtype", "remat", "tolerance"),
+  [("bfloat16", "minimal", 0.03), ("float16", "full", 0.003)],
+)
+def test_low_precision_stays_near_the_stored_numbers(dtype, remat, tolerance):
+  """The whole step runs in it; bf16 keeps 8 bits, fp16 keeps 11."""
+  config = dataclasses.replace(cases.CASES["llama"], dtype=dtype, remat=remat)
+  logits, gradients = cases.run(config)
+  stored, real = cases.stored(), cases.batch(config).segment_ids > 0
+  error = logits[real] - stored["llama/logits"][real]
+  scale = np.linalg.norm(stored["llama/logits"][real])
+  assert np.linalg.norm(error) < tolerance * scale
+  norms = cases.sketch(gradients)[:, 0]
+  np.testing.assert_allclose(
+    norms, stored["llama/gradients"][:, 0], rtol=tolerance
+  )
