@@ -151,6 +151,9 @@ def test_damage_is_found_and_an_older_step_taken(
   assert "resuming from" in said[1] and said[1].endswith("that verifies")
   with pytest.raises(ValueError, match="is damaged"):
     checkpoint.load(epath.Path(tmp_path))
+  (epath.Path(tmp_path) / "checkpoints" / "7" / "card.json").unlink()
+  with pytest.raises(ValueError, match="no checkpoint in .* verifies"):
+    _open(tmp_path, tiny).restore(wanted, said.append)
 
 
 def test_old_ones_go_and_torn_ones_are_swept(tmp_path, tiny, trained):

@@ -15,13 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from data import pipeline
 from models import checkpoint
 from train.core import optim
 from train.core.state import TrainState
+
+_NONE, _NONE_WHOLE = -1, -2  # in place of a step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,20 +138,28 @@ class Checkpoints:
       wanted: shapes, types and shardings, on whatever mesh this run has.
       say: takes a line for the person who watches.
     """
+    # One process reads for digests; on a pod the others only follow.
+    step = self._newest_whole(say) if self._is_first else 0
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    if step == _NONE:
+      return None
+    if step == _NONE_WHOLE:
+      raise ValueError(
+        f"no checkpoint in {self._folder} verifies: mend one from a backup, "
+        "or use another --workdir."
+      )
+    return _read(self._folder / str(step), wanted)
+
+  def _newest_whole(self, say: Callable[[str], None]) -> int:
     found = checkpoint.steps(self._workdir)
     for step in reversed(found):
       path = self._folder / str(step)
-      if problem := checkpoint.verify(path):
-        say(f"passing over {path}: {problem}")
-        continue
-      say(f"resuming from {path}: the newest of {len(found)} that verifies")
-      return _read(path, wanted)
-    if found:
-      raise ValueError(
-        f"none of the {len(found)} checkpoints in {self._folder} verifies: "
-        "mend one from a backup, or use another --workdir."
-      )
-    return None
+      problem = checkpoint.verify(path)
+      if problem is None:
+        say(f"resuming from {path}: the newest of {len(found)} that verifies")
+        return step
+      say(f"passing over {path}: {problem}")
+    return _NONE_WHOLE if found else _NONE
 
   def _seal(self, path: epath.Path, staged: epath.Path, card: dict) -> None:
     self._writer.wait_until_finished()
