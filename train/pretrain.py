@@ -80,7 +80,9 @@ def main(config: door.Config, workdir: epath.Path) -> None:
       first, progress = found
       batches.restore(progress.data)
     else:
-      first = state.init(s.model, optimizer, s.layout, config.train.seed)
+      first = state.init(
+        s.model, optimizer, s.layout, config.train.seed, config.optim.mup_width
+      )
     report.check(first, jax.tree.map(lambda x: x.sharding, places))
     if jax.process_index() == 0:
       (workdir / "sharding.txt").write_text(report.table(first) + "\n")

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.core import ema, leaves, per_layer
+from train.core import ema, leaves, per_layer, width
 
 Axes = Any  # a tree like the parameters, of tuples of logical names
 
@@ -32,6 +32,7 @@ class _Descent:
   # Patterns of paths that are not decayed; None: all that is no matrix.
   no_decay: tuple[str, ...] | None = None
   clip: float | None = 1.0  # largest global norm of the gradient; GPT-3
+  mup_width = None  # a setting only of those that it is right for
 
   def __post_init__(self):
     _check(self, "lr", self.lr > 0, "above 0")
@@ -55,6 +56,19 @@ class _Averaged(_Descent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _Entrywise(_Descent):
+  """What those have in common that divide each entry by its size, as Adam."""
+
+  # d_model that lr and init were tuned at (width.py); None: no scaling.
+  mup_width: int | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    fits = self.mup_width is None or self.mup_width >= 1
+    _check(self, "mup_width", fits, "at least 1 or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(_Averaged):
   """Gradient descent with momentum as in torch: buffer = m * buffer + g."""
 
@@ -68,7 +82,7 @@ class SGD(_Averaged):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW(_Averaged):
+class AdamW(_Averaged, _Entrywise):
   """1711.05101; defaults of GPT-3 and Llama."""
 
   b1: float = 0.9
@@ -88,7 +102,7 @@ class LAMB(_Averaged):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lion(_Averaged):
+class Lion(_Averaged, _Entrywise):
   """2302.06675; lr 3 to 10 times smaller than AdamW's, decay as much larger."""
 
   b1: float = 0.9
@@ -131,7 +145,7 @@ class Muon(_Averaged):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleFree(_Descent):
+class ScheduleFree(_Entrywise):
   """AdamW that averages instead of lowering its lr: 2405.15682.
 
   Meant for a constant schedule with warm-up.
@@ -157,6 +171,7 @@ class LBFGS:
 
   n_pairs: int = 10  # steps remembered
   search_steps: int = 20  # at most, each one value and gradient
+  mup_width = None
 
   def __post_init__(self):
     for name in ("n_pairs", "search_steps"):
@@ -228,6 +243,8 @@ def _direction(config: Config, axes: Axes) -> optax.GradientTransformation:
   decay = optax.add_decayed_weights(
     c.weight_decay, _decay_mask(axes, c.no_decay)
   )
+  if c.mup_width is not None:
+    decay = optax.chain(width.scale_by_width(axes, c.mup_width), decay)
   match c:
     case SGD(momentum=0.0):
       return decay

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from models import families
 from sharding.rules import Layout
-from train.core import optim
+from train.core import optim, width
 
 
 # Unchecked: as a pytree it also carries shardings and shapes.
@@ -69,12 +69,24 @@ def init(
   optimizer: optax.GradientTransformation,
   layout: Layout,
   seed: int,
+  mup_width: int | None = None,
 ) -> TrainState:
   """The first state, born where it lives: no device holds what it does not
   keep. The numbers are the same on every mesh.
+
+  Args:
+    model: what is trained.
+    optimizer: as `optim.make` builds it.
+    layout: where it lives.
+    seed: of the parameters.
+    mup_width: as in the optimizer's config.
   """
-  make = jax.jit(
-    lambda key: _start(families.init(model, key), optimizer),
-    out_shardings=shardings(model, optimizer, layout),
-  )
+
+  def start(key):
+    params = families.init(model, key)
+    if mup_width is not None:
+      params = width.rescale(params, families.axes(model), mup_width)
+    return _start(params, optimizer)
+
+  make = jax.jit(start, out_shardings=shardings(model, optimizer, layout))
   return make(jax.random.key(seed))
