@@ -108,23 +108,21 @@ def _content(
 
 
 def _write(old: LayerCache, new: LayerCache, mask: Mask) -> LayerCache:
-  """Writes the new tokens [B K T H] of every row to their slots."""
+  """Writes the new tokens [B K T H] to their slots, but for padding.
+
+  By row and head: as one slice of a single row, XLA:CPU would copy all slots
+  several times at every step.
+  """
   n_slots = old.keys.shape[2]
-  slots_BT = mask.q_positions % n_slots
-  if slots_BT.shape[1] == 1:
-    # Padding is written too: no query sees that slot before the next token of
-    # the row overwrites it.
-    def write_row(slot_T, old_KCH, new_KTH):
-      return jax.lax.dynamic_update_slice(old_KCH, new_KTH, (0, slot_T[0], 0))
-  else:
-    real_BT = jnp.not_equal(mask.q_segments, 0)
-    last_B1 = jnp.where(real_BT, mask.q_positions, -1).max(1, keepdims=True)
-    kept_BT = real_BT & (mask.q_positions > last_B1 - n_slots)
-    slots_BT = jnp.where(kept_BT, slots_BT, n_slots)  # beyond: dropped
+  real_BT = jnp.not_equal(mask.q_segments, 0)
+  last_B1 = jnp.where(real_BT, mask.q_positions, -1).max(1, keepdims=True)
+  kept_BT = real_BT & (mask.q_positions > last_B1 - n_slots)
+  # An index beyond the slots drops the write.
+  slots_BT = jnp.where(kept_BT, mask.q_positions % n_slots, n_slots)
+  slots_BKT = jnp.broadcast_to(slots_BT[:, None], new.keys.shape[:3])
 
-    def write_row(slot_T, old_KCH, new_KTH):
-      return old_KCH.at[:, slot_T].set(new_KTH, mode="drop")
+  def write(old_CH, new_TH, slots_T):
+    return old_CH.at[slots_T].set(new_TH, mode="drop")
 
-  return jax.tree.map(
-    lambda o, n: jax.vmap(write_row)(slots_BT, o, n), old, new
-  )
+  by_head = jax.vmap(jax.vmap(write))
+  return jax.tree.map(lambda o, n: by_head(o, n, slots_BKT), old, new)
