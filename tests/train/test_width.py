@@ -23,7 +23,7 @@ from train.core import leaves, optim, state, step, width
 from train.objectives import lm
 
 BASE = 64
-LR = 0.01
+LR = 0.001  # small: four steps of 0.01 are paths of their own at each width
 
 
 def model(d_model: int) -> llama.Config:
@@ -115,19 +115,19 @@ def slow(d_model):
 @pytest.mark.parametrize("d_model", [128, 512, slow(256), slow(1024)])
 def test_activations_and_their_changes_stay_with_the_width(d_model):
   ratios = over_base(d_model, BASE)
-  # Without features there is nothing to say: they fade as 1 / sqrt(m).
+  # Nothing is learned yet, so the head sees noise: it fades as 1 / sqrt(m).
   at_first = ratios["logits"][0]
   np.testing.assert_allclose(at_first, (BASE / d_model) ** 0.5, rtol=0.15)
   ratios["logits"] = ratios["logits"][1:]
   for name, ratio in ratios.items():
-    assert np.all((ratio > 0.5) & (ratio < 2)), (name, ratio)
+    assert np.all((ratio > 1 / 1.5) & (ratio < 1.5)), (name, ratio)
 
 
 def test_without_scaling_they_grow():
   ratios = over_base(512, None)
   for name, (_, _, change) in ratios.items():
-    assert change > 3, (name, change)
-  assert ratios["layer_1"][2] > 30
+    assert change > 4, (name, change)
+  assert ratios["layer_0/mlp"][2] > 30
 
 
 AXES = {
