@@ -39,23 +39,19 @@ class Cache:
   lengths: Int[Array, "B"]
 
 
-def empty(
-  config: Any, n_rows: int, n_slots: int, dtype: jnp.dtype | None = None
-) -> Cache:
-  """A cache for texts of up to n_slots tokens.
+def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
+  """A cache for texts of up to n_slots tokens, what follows them included.
 
   Args:
     config: of a model family.
     n_rows: texts side by side.
-    n_slots: tokens, of the prompt and of what follows it.
-    dtype: of keys and values; the model's by default.
+    n_slots: of a full layer; a sliding one has as many as its window at most.
   """
-  dtype = jnp.dtype(dtype or config.dtype)
 
   def zeros(kind: str) -> Float[Array, "B K C H"]:
     size = n_slots if kind == "full" else min(n_slots, config.window)
     shape = (n_rows, config.n_kv_heads, size, config.d_head)
-    return constrain(jnp.zeros(shape, dtype), *NAMES)
+    return constrain(jnp.zeros(shape, config.dtype), *NAMES)
 
   kinds = config.pattern * (config.n_layers // len(config.pattern))
   layers = [LayerCache(zeros(kind), zeros(kind)) for kind in kinds]
@@ -77,7 +73,6 @@ def extend(
   """
   n_new, n_slots = k_BTKH.shape[1], old.keys.shape[2]
   new = LayerCache(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
-  new = jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
   written = _write(old, new, mask)
   if n_new == 1 or mask.window is None:
     n_read = lengths + jnp.not_equal(mask.q_segments, 0).sum(1)

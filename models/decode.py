@@ -2,8 +2,8 @@
 
 `prefill` reads a chunk of text into the cache, `step` one token of each row;
 `begin` and `advance` also draw the next token. `generate` runs to the end in
-one compiled loop, `stream` hands out tokens as they come. Both compile once
-per bucket: prompts and slots are rounded up to powers of two.
+one compiled loop, `stream` hands out tokens as they come. For a number of rows
+both compile once per bucket: prompts and slots are rounded up to powers of two.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ def prefill(
     cache: has slots for all that the rows will ever read.
 
   Returns:
-    the logits after the last real token of each row, and the cache.
+    the logits after the last real token of each row (of a row without any,
+    nothing that means anything), and the cache.
   """
   positions = cache.lengths[:, None] + jnp.cumsum(real, axis=1) - 1
   positions = jnp.maximum(positions, 0)
@@ -90,7 +91,7 @@ class State:
 
 
 @flax.struct.dataclass
-class Rules:
+class Policy:
   """How texts go on and where they end."""
 
   law: sampling.Law
@@ -101,7 +102,7 @@ class Rules:
 def begin(
   config: Config,
   params: Params,
-  rules: Rules,
+  policy: Policy,
   tokens: Int[Array, "B T"],
   real: Bool[Array, "B T"],
   n_slots: int,
@@ -110,31 +111,31 @@ def begin(
   cache = caches.empty(config, tokens.shape[0], n_slots)
   logits, cache = prefill(config, params, tokens, real, cache)
   seen = None
-  if rules.law.repetition_penalty is not None:
+  if policy.law.repetition_penalty is not None:
     seen = jax.vmap(_mark)(jnp.zeros(logits.shape, bool), tokens, real)
-  return _draw(rules, logits, cache, seen)
+  return _draw(policy, logits, cache, seen)
 
 
 def advance(
-  config: Config, params: Params, rules: Rules, state: State
+  config: Config, params: Params, policy: Policy, state: State
 ) -> State:
   """Reads the token of each row and draws the next."""
   logits, cache = step(config, params, state.token, state.cache)
-  drawn = _draw(rules, logits, cache, state.seen)
+  drawn = _draw(policy, logits, cache, state.seen)
   return drawn.replace(ended=state.ended | drawn.ended)
 
 
 def _draw(
-  rules: Rules,
+  policy: Policy,
   logits: Float[Array, "B V"],
   cache: Cache,
   seen: Bool[Array, "B V"] | None,
 ) -> State:
-  token = sampling.sample(rules.law, logits, seen, rules.keys, cache.lengths)
+  token = sampling.sample(policy.law, logits, seen, policy.keys, cache.lengths)
   token = token.astype(jnp.int32)
   if seen is not None:
     seen = jax.vmap(_mark)(seen, token, jnp.ones(token.shape, bool))
-  ended = jnp.equal(token[:, None], rules.end_ids[None]).any(1)
+  ended = jnp.equal(token[:, None], policy.end_ids[None]).any(1)
   return State(token, ended, cache, seen)
 
 
@@ -150,7 +151,7 @@ _advance = jax.jit(advance, static_argnums=0, donate_argnames="state")
 def _finish(
   config: Config,
   params: Params,
-  rules: Rules,
+  policy: Policy,
   state: State,
   n_new: Int[Array, ""],
   n_buffer: int,
@@ -169,7 +170,7 @@ def _finish(
   def body(carry):
     state, texts, lengths, n_drawn = carry
     lengths += ~state.ended
-    state = advance(config, params, rules, state)
+    state = advance(config, params, policy, state)
     texts = jax.lax.dynamic_update_slice(
       texts, state.token[:, None], (0, n_drawn)
     )
@@ -230,17 +231,17 @@ def _start(
   settings: sampling.Config,
   end_ids: Sequence[int],
   keys: Key[Array, "B"] | None,
-) -> tuple[Rules, State]:
+) -> tuple[Policy, State]:
   check(config, prompts, settings.max_tokens)
   n_rows, longest = len(prompts), max(map(len, prompts))
   if keys is None:
     keys = sampling.keys(settings.seed, n_rows)
-  rules = Rules(
+  policy = Policy(
     sampling.law(settings, n_rows), keys, jnp.asarray(end_ids, jnp.int32)
   )
   tokens, real = pad(prompts, bucket(longest))
   n_slots = bucket(longest + settings.max_tokens)
-  return rules, _begin(config, params, rules, tokens, real, n_slots)
+  return policy, _begin(config, params, policy, tokens, real, n_slots)
 
 
 def generate(
@@ -265,10 +266,10 @@ def generate(
     ValueError: as `check`.
   """
   config, params = unrolled(config, params)
-  rules, state = _start(config, params, prompts, settings, end_ids, keys)
+  policy, state = _start(config, params, prompts, settings, end_ids, keys)
   n_buffer = bucket(settings.max_tokens)
   texts, lengths, _ = _finish(
-    config, params, rules, state, settings.max_tokens, n_buffer
+    config, params, policy, state, settings.max_tokens, n_buffer
   )
   texts, lengths = jax.device_get((texts, lengths))
   return [t[:n].tolist() for t, n in zip(texts, lengths, strict=True)]
@@ -287,12 +288,12 @@ def stream(
   The device works on the next token while this one is read.
   """
   config, params = unrolled(config, params)
-  rules, state = _start(config, params, prompts, settings, end_ids, keys)
+  policy, state = _start(config, params, prompts, settings, end_ids, keys)
   alive = np.ones(len(prompts), bool)
   for n_drawn in range(1, settings.max_tokens + 1):
     token, ended = jnp.copy(state.token), jnp.copy(state.ended)
     if n_drawn < settings.max_tokens:
-      state = _advance(config, params, rules, state)
+      state = _advance(config, params, policy, state)
     token, ended = jax.device_get((token, ended))
     yield [int(t) if a else None for t, a in zip(token, alive, strict=True)]
     alive = ~ended

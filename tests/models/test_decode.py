@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -225,6 +226,18 @@ def test_prefill_holds_no_logits_of_a_whole_prompt():
   assert "f32[3,24,64]" not in text
 
 
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_a_step_writes_in_place(n_rows):
+  config, params = model("llama")
+  step = jax.jit(functools.partial(decode.step, config), donate_argnums=2)
+  cache = caches.empty(config, n_rows, 48)
+  token = jnp.zeros(n_rows, jnp.int32)
+  program = step.lower(params, token, cache).compile().as_text()
+  slots = rf"= f32\[({n_rows},)?2,48,8\]\S*"
+  assert re.search(rf"{slots} scatter\(", program)
+  assert not re.findall(rf"{slots} (copy|transpose)\(.*", program)
+
+
 def test_a_scanned_model_is_unrolled_and_cast_once():
   config, params = model("mixed")
   stacked = {**params, "stack": stack.stack(params["stack"], 2)}
@@ -265,10 +278,11 @@ def test_a_mesh_writes_what_one_device_writes():
     params, layout.shardings(families.axes(config), params)
   )
   with layout.use():
+    first = jax.jit(lambda: caches.empty(config, 4, 32))()
     got, cache = jax.jit(run)(placed, tokens, real)
     written = decode.generate(config, placed, prompts, GREEDY)
   np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
-  for slots in jax.tree.leaves(cache.layers):
+  for slots in jax.tree.leaves((first.layers, cache.layers)):
     where = layout.sharding(caches.NAMES, slots.shape, "activations")
     assert slots.sharding.is_equivalent_to(where, slots.ndim)
   assert written == decode.generate(config, params, prompts, GREEDY)
