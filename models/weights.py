@@ -110,37 +110,38 @@ def _dot(
   # weight [N, H, D] around at every call.
   _, w_dims, _ = _dims(spec)
   in_order = str.maketrans(w_dims, string.ascii_lowercase[: len(w_dims)])
-  spec = spec.translate(in_order)
-  if dtype == jnp.float32:
-    return jnp.einsum(spec, x, w).astype(out or dtype)
-  return _low_precision_dot(spec, out or dtype, x, w)
+  return _product(spec.translate(in_order), out or dtype, x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _low_precision_dot(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
-  """low x low -> fp32 -> out: the only form in which XLA:CPU multiplies in bf16.
+def _product(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
+  """x times w, added up in fp32, to out; the gradients take the same form.
 
-  Plain bf16 dots are upcast first: half as fast, forward and in both gradients.
-  On TPU and GPU both forms are one, down to the bf16 all-reduce.
+  It is the only one in which XLA:CPU multiplies in bf16: plain bf16 dots are
+  upcast first, half as fast. On TPU and GPU it changes nothing, down to the
+  bf16 all-reduce.
   """
   wide = jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
   return wide.astype(out)
 
 
 def _forward(spec, out, x, w):
-  return _low_precision_dot(spec, out, x, w), (x, w)
+  return _product(spec, out, x, w), (x, w)
 
 
 def _backward(spec, out, saved, g):
   x, w = saved
   g = g.astype(x.dtype)
   x_dims, w_dims, out_dims = _dims(spec)
-  dx = _low_precision_dot(f"{out_dims},{w_dims}->{x_dims}", x.dtype, g, w)
-  dw = _low_precision_dot(f"{x_dims},{out_dims}->{w_dims}", w.dtype, x, g)
-  return dx, dw
+  dx = _product(f"{out_dims},{w_dims}->{x_dims}", x.dtype, g, w)
+  # x first, turned around at the end: XLA:CPU copies the first operand of a sum
+  # over tokens, and the gradient of the logits is V / D times as wide as x.
+  dims = "".join(sorted(w_dims, key=lambda dim: dim in out_dims))
+  dw = _product(f"{x_dims},{out_dims}->{dims}", w.dtype, x, g)
+  return dx, jnp.einsum(f"{dims}->{w_dims}", dw)
 
 
-_low_precision_dot.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)
 
 
 def _dims(spec: str) -> tuple[str, str, str]:

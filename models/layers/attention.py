@@ -66,20 +66,25 @@ def attend(
     logits = softcap * jnp.tanh(logits / softcap)
   if bias_NTS is not None:
     logits += bias_NTS.reshape(1, n_kv_heads, -1, *bias_NTS.shape[1:])
-  probs_BKGTS = _softmax(
+  weights, total = _unnormalized_softmax(
     logits,
     mask.dense()[:, None, None],
     None if sinks_N is None else sinks_N.reshape(1, n_kv_heads, -1, 1, 1),
   )
-  probs_BKMS = probs_BKGTS.astype(v_BSKH.dtype).reshape(by_kv_head)
+  weights_BKMS = weights.astype(v_BSKH.dtype).reshape(by_kv_head)
   v_BKSH = v_BSKH.swapaxes(1, 2)
-  out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", probs_BKMS, v_BKSH)
-  out_BTKGH = out_BKMH.reshape(by_group).transpose(0, 3, 1, 2, 4)
+  out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS, v_BKSH)
+  # Divided at the end, and backwards at first: H numbers a query, not S.
+  out_BTKGH = (out_BKMH.reshape(by_group) / total).transpose(0, 3, 1, 2, 4)
   return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
-def _softmax(logits: Array, seen: Array, sinks: Array | None) -> Array:
-  """Over the last dimension, where seen; a row that sees nothing is zero."""
+def _unnormalized_softmax(
+  logits: Array, seen: Array, sinks: Array | None
+) -> tuple[Array, Array]:
+  """exp(logits) up to a factor, where seen, and the sums over the last
+  dimension; a row that sees nothing has zeros and the sum 1.
+  """
   lowest = jnp.finfo(jnp.float32).min
   top = jnp.where(seen, logits, lowest).max(-1, keepdims=True)
   if sinks is not None:
@@ -91,7 +96,7 @@ def _softmax(logits: Array, seen: Array, sinks: Array | None) -> Array:
   total = weights.sum(-1, keepdims=True)
   if sinks is not None:
     total += jnp.exp(sinks - top)
-  return weights / jnp.where(total > 0, total, 1.0)
+  return weights, jnp.where(total > 0, total, 1.0)
 
 
 class Attention(nn.Module):
