@@ -79,3 +79,37 @@ class Packer:
   @property
   def _index(self) -> int:
     return self._first + self._n_done * self._step
+
+
+class Interleaved:
+  """Packers that fill one row each in turn, over documents of their own.
+
+  A long document then comes in rows far apart: a small batch whose rows all go
+  on where they stopped is less varied than its size says.
+  """
+
+  def __init__(
+    self, documents: grain.MapDataset, first: int, step: int, n_packers: int
+  ):
+    """Reads documents first, first + step, ..., dealt out to the packers."""
+    self._packers = [
+      Packer(documents, first + i * step, step * n_packers)
+      for i in range(n_packers)
+    ]
+    self._turn = 0
+
+  @property
+  def state(self) -> list:
+    """Whose turn it is, and the states of all: plain JSON."""
+    return [self._turn, *(list(packer.state) for packer in self._packers)]
+
+  @state.setter
+  def state(self, state: list) -> None:
+    self._turn, *places = state
+    for packer, place in zip(self._packers, places, strict=True):
+      packer.state = tuple(place)
+
+  def fill(self, batch: Batch, row: int) -> None:
+    """Writes one row."""
+    self._packers[self._turn].fill(batch, row)
+    self._turn = (self._turn + 1) % len(self._packers)

@@ -32,10 +32,11 @@ class Config:
   length: int = 256  # tokens in a row
   # "segments": a token sees its own document only. "stream": all before it.
   packing: Literal["segments", "stream"] = "segments"
+  n_interleaved: int = 1  # documents that a row reads in turn, a row from each
   n_ahead: int = 4  # batches that are made while the devices work
 
   def __post_init__(self):
-    for name in ("size", "length", "n_ahead"):
+    for name in ("size", "length", "n_interleaved", "n_ahead"):
       if getattr(self, name) < 1:
         raise ValueError(
           f"batch.{name}={getattr(self, name)} must be at least 1."
@@ -76,13 +77,17 @@ class TrainBatches:
   def __init__(self, config, corpora, weights, rows, seed):
     documents = mixture.shuffled(corpora, weights, seed)
     self._config, self._rows = config, list(rows)
-    self._packers = [packing.Packer(documents, r, config.size) for r in rows]
+    self._packers = [
+      packing.Interleaved(documents, r, config.size, config.n_interleaved)
+      for r in rows
+    ]
     self._made_from = {
       "data": _digest([corpus.fingerprint for corpus in corpora]),
       "data.weights": list(weights),
       "batch.size": config.size,
       "batch.length": config.length,
       "batch.packing": config.packing,
+      "batch.n_interleaved": config.n_interleaved,
       "seed": seed,
     }
 
@@ -104,7 +109,7 @@ class TrainBatches:
     any number of hosts can restore.
     """
     rows = zip(self._rows, self._packers, strict=True)
-    places = {str(row): list(packer.state) for row, packer in rows}
+    places = {str(row): packer.state for row, packer in rows}
     return places | {"made_from": self._made_from}
 
   def restore(self, state: State) -> None:
@@ -132,7 +137,7 @@ class TrainBatches:
         " the files of some hosts are missing from its folder data/."
       )
     for row, packer in zip(self._rows, self._packers, strict=True):
-      packer.state = tuple(state[str(row)])
+      packer.state = state[str(row)]
 
 
 def eval_batches(

@@ -13,6 +13,7 @@ A run keeps several, as RUN/checkpoints/STEP.
 
 import hashlib
 import json
+import os
 from typing import Any
 
 import jax
@@ -136,6 +137,11 @@ def load(
   return model, restore(path / "params", wanted)
 
 
+def absolute(path: epath.Path) -> epath.Path:
+  """The path as Orbax wants it; addresses such as gs:// are so already."""
+  return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
 def restore(path: epath.Path, wanted: Any) -> Any:
   """Reads a tree of arrays straight to where `wanted` says that they live.
 
@@ -146,7 +152,7 @@ def restore(path: epath.Path, wanted: Any) -> Any:
   Raises:
     ValueError: lists leaves that are missing, unexpected or of another shape.
   """
-  reader = ocp.PyTreeCheckpointHandler()
+  path, reader = absolute(path), ocp.PyTreeCheckpointHandler()
   _compare(path, reader.metadata(path).tree, wanted)
   how = ocp.args.PyTreeRestore(
     item=wanted,

@@ -115,6 +115,17 @@ def test_rows_equal_a_packer_in_plain_python(store, length):
       assert batch.weights[row].tolist() == [1.0] * length
 
 
+def test_interleaved_rows_read_their_documents_in_turn(store):
+  """Rows k, k + 3, ... are the stream of a batch three times as large."""
+  config = Config(size=2, length=LENGTH, n_interleaved=3)
+  batches = take(stream(store, range(2), config=config), 12)
+  wide = Config(size=6, length=LENGTH)
+  truth = take(stream(store, range(6), config=wide), 4)
+  for step, batch in enumerate(batches):
+    rows = [2 * (step % 3), 2 * (step % 3) + 1]
+    assert_same(truth[step // 3], batch, rows=rows)
+
+
 def test_training_rows_are_full(store):
   """D6: utilisation is 100 %."""
   assert all((b.segment_ids > 0).all() for b in take(stream(store), 50))
@@ -193,15 +204,17 @@ def test_the_global_batch_is_the_same_for_1_2_4_8_hosts(
   assert sha256(other) not in digests
 
 
-def test_resuming_anywhere_on_any_number_of_hosts(store):
+@pytest.mark.parametrize("n_interleaved", [1, 3])
+def test_resuming_anywhere_on_any_number_of_hosts(store, n_interleaved):
   """D2: nothing lost, nothing repeated, five times in a row."""
-  truth = take(stream(store), 41)
-  iterators, made = hosts(store, 4), []
+  config = Config(size=SIZE, length=LENGTH, n_interleaved=n_interleaved)
+  truth = take(stream(store, config=config), 41)
+  iterators, made = hosts(store, 4, config=config), []
   for n_steps, n_hosts in [(1, 2), (7, 8), (0, 1), (20, 4), (5, 1)]:
     made += gathered(iterators, n_steps)
     states = [json.loads(json.dumps(it.state())) for it in iterators]
     united = {k: v for state in reversed(states) for k, v in state.items()}
-    iterators = hosts(store, n_hosts)
+    iterators = hosts(store, n_hosts, config=config)
     for iterator in iterators:
       iterator.restore(united)
   made += gathered(iterators, 8)

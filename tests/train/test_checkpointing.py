@@ -156,6 +156,17 @@ def test_damage_is_found_and_an_older_step_taken(
     _open(tmp_path, tiny).restore(wanted, said.append)
 
 
+def test_a_relative_workdir(tmp_path, tiny, transform, trained, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  checkpoints = _open("run", tiny)
+  checkpoints.save(trained, PROGRESS, {})
+  checkpoints.close()
+  wanted = state.abstract(tiny, transform, ALONE)
+  there, _ = _open("run", tiny).restore(wanted, say=print)
+  chex.assert_trees_all_equal(jax.device_get(there), jax.device_get(trained))
+  assert checkpoint.load(epath.Path("run"))[0] == tiny
+
+
 def test_old_ones_go_and_torn_ones_are_swept(tmp_path, tiny, trained):
   checkpoints = _open(tmp_path, tiny, keep_last=2)
   for step in (1, 2, 3):

@@ -101,7 +101,7 @@ class Checkpoints:
     # params/ is what all others use; an average is not what goes on training.
     published = optim.eval_params(state.opt_state, state.params)
     self._writer.save(
-      path,
+      checkpoint.absolute(path),
       ocp.args.Composite(
         params=ocp.args.PyTreeSave(published),
         state=ocp.args.PyTreeSave(_beside_params(state)),
