@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
   config = common.base()
   config.model = common.preset("llama", "3m", dtype="bfloat16")
   config.tokenizer = dict(kind="sentencepiece_bpe", vocab_size=4096)
-  config.data = dict(sources=("stdlib",), heldout_fraction=0.03)
+  config.data = dict(sources=("stdlib",), heldout_fraction=0.05)
   # Files are long and the batch is small: its rows take turns among 16 files.
   config.batch = dict(size=8, length=256, n_interleaved=16)
   config.optim = dict(name="muon", lr=0.005, weight_decay=0.1)
