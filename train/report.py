@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from configs import door
 from models import checkpoint
@@ -17,7 +18,6 @@ from train.core import track
 
 SECTIONS: dict[str, type] = {}
 _PANELS = (
-  # kind, key, label, logarithmic
   ("train", "loss", "loss", True),
   ("train", "grad_norm", "gradient norm", True),
   ("train", "lr", "learning rate", False),
@@ -25,9 +25,8 @@ _PANELS = (
 )
 
 
-def main(config: door.Config, workdir: epath.Path) -> None:
+def main(_: door.Config, workdir: epath.Path) -> None:
   """Draws and prints."""
-  del config
   rows = track.rows(workdir)
   train = [row for row in rows if row["kind"] == "train"]
   if not train:
@@ -61,6 +60,8 @@ def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
     axis.set_title(label, loc="left", fontsize=11)
     if logarithmic:
       axis.set_yscale("log")
+      axis.yaxis.set_major_formatter(ScalarFormatter())
+      axis.yaxis.set_minor_formatter(ScalarFormatter())
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
   for axis in axes[-1]:
