@@ -3,7 +3,7 @@
     python -m train.pretrain --config=configs/quickstart.py --workdir=runs/quick
 
 Runs on a laptop: 2 CPU cores, 4 minutes with its evaluation (`make demo`).
-Expected: below 1.95 held-out bits per byte; xz -9 makes about the same of it.
+Expected: 1.7 held-out bits per byte, where gzip has 1.77 and xz 1.33.
 Arguments: `--config=configs/quickstart.py:steps=50` stops earlier.
 Muon: https://kellerjordan.github.io/posts/muon, 2502.16982.
 """
