@@ -191,16 +191,6 @@ PRESETS = {
     rope_theta=100_000.0,
     tied=True,
   ),
-  "llama1_7b": Config(
-    vocab_size=32_000,
-    d_model=4096,
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=32,
-    d_head=128,
-    d_ff=11_008,
-    norm_epsilon=1e-6,
-  ),
   "llama2_7b": Config(
     vocab_size=32_000,
     d_model=4096,
@@ -242,18 +232,6 @@ PRESETS = {
     d_ff=28_672,
     max_length=8192,
     rope_theta=500_000.0,
-  ),
-  "llama3_1_8b": Config(
-    vocab_size=128_256,
-    d_model=4096,
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=8,
-    d_head=128,
-    d_ff=14_336,
-    max_length=131_072,
-    rope_theta=500_000.0,
-    rope_scaling=_LLAMA3_SCALING,
   ),
   "llama3_2_1b": Config(
     vocab_size=128_256,
@@ -335,3 +313,9 @@ PRESETS = {
     qk_normed=True,
   ),
 }
+PRESETS["llama1_7b"] = dataclasses.replace(
+  PRESETS["llama2_7b"], max_length=2048, norm_epsilon=1e-6
+)
+PRESETS["llama3_1_8b"] = dataclasses.replace(
+  PRESETS["llama3_8b"], max_length=131_072, rope_scaling=_LLAMA3_SCALING
+)

@@ -90,6 +90,20 @@ def test_resumed_five_times_equals_never_interrupted(
   assert _rows(workdir) == _rows(expected)
 
 
+def test_a_checkpoint_alone_is_enough_to_resume(whole, tmp_path):
+  """In a workdir that holds nothing else, the end is the same bits."""
+  config, expected = whole
+  workdir = epath.Path(tmp_path)
+  (workdir / "checkpoints").mkdir()
+  _copy(expected / "checkpoints" / "4", workdir / "checkpoints" / "4")
+  kept = pretrain.door.load(
+    workdir / "checkpoints" / "4" / "config.json", pretrain.SECTIONS
+  )
+  assert kept == config
+  pretrain.main(kept, workdir)
+  chex.assert_trees_all_equal(_state(workdir), _state(expected))
+
+
 def test_the_last_step_is_saved_though_no_multiple(page, tmp_path):
   pretrain.main(
     page(checkpoint={"every_steps": 4}, train={"steps": 5}),
