@@ -17,6 +17,7 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax import numpy as jnp
@@ -161,6 +162,15 @@ def restore(path: epath.Path, wanted: Any) -> Any:
   return reader.restore(path, args=how)
 
 
+def arrays(path: epath.Path) -> dict[str, np.ndarray]:
+  """Reads every leaf of a folder that Orbax wrote to the host, by its path."""
+  path, reader = absolute(path), ocp.PyTreeCheckpointHandler()
+  as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+  how = jax.tree.map(lambda _: as_numpy, reader.metadata(path).tree)
+  tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=how))
+  return _by_path(tree)
+
+
 def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
   there, here = _shapes(saved), _shapes(wanted)
   missing = sorted(here.keys() - there.keys())
@@ -186,7 +196,11 @@ def _compare(path: epath.Path, saved: Any, wanted: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {name: tuple(leaf.shape) for name, leaf in _by_path(tree).items()}
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
