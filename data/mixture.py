@@ -17,16 +17,33 @@ from data import store
 DECK = 1 << 16  # documents in which each corpus has exactly its share
 
 
-def joined(corpora: Sequence[store.Corpus]) -> grain.MapDataset:
+class Documents(Sequence):
+  """The documents of several corpora in one order, endless or not."""
+
+  def __init__(self, corpora: Sequence[store.Corpus], order: grain.MapDataset):
+    """Takes an order of places, as `place` gives them."""
+    self._corpora, self._order = corpora, order
+
+  def __len__(self) -> int:
+    return len(self._order)
+
+  def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
+    part, place = self.place(index)
+    return self._corpora[part][place]
+
+  def place(self, index: int) -> tuple[int, int]:
+    """Whence a document comes: the number of its corpus, and its own there."""
+    return self._order[index]
+
+
+def joined(corpora: Sequence[store.Corpus]) -> Documents:
   """The documents of all corpora, one corpus after the other."""
-  return grain.MapDataset.concatenate(
-    [grain.MapDataset.source(corpus) for corpus in corpora]
-  )
+  return Documents(corpora, _end_to_end(corpora))
 
 
 def shuffled(
   corpora: Sequence[store.Corpus], weights: Sequence[float], seed: int
-) -> grain.MapDataset:
+) -> Documents:
   """Shuffles corpora into one endless sequence.
 
   Without weights, n documents in all come once in each n, in another order each
@@ -34,8 +51,34 @@ def shuffled(
   out so that its share of the tokens is its weight.
   """
   if not weights:
-    return joined(corpora).shuffle(seed=_seed(seed, 0)).repeat()
-  return grain.MapDataset.source(_Mixture(corpora, weights, seed))
+    order = _end_to_end(corpora).shuffle(seed=_seed(seed, 0)).repeat()
+  else:
+    order = grain.MapDataset.source(_Mixture(corpora, weights, seed))
+  return Documents(corpora, order)
+
+
+class _Places:
+  """(number of the corpus, index) of each of its documents."""
+
+  def __init__(self, part: int, corpus: store.Corpus):
+    self._part, self._n = part, len(corpus)
+
+  def __len__(self) -> int:
+    return self._n
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    return self._part, int(index)
+
+
+def _places(corpora: Sequence[store.Corpus]) -> list[grain.MapDataset]:
+  return [
+    grain.MapDataset.source(_Places(part, corpus))
+    for part, corpus in enumerate(corpora)
+  ]
+
+
+def _end_to_end(corpora: Sequence[store.Corpus]) -> grain.MapDataset:
+  return grain.MapDataset.concatenate(_places(corpora))
 
 
 class _Mixture:
@@ -49,8 +92,8 @@ class _Mixture:
     self, corpora: Sequence[store.Corpus], weights: Sequence[float], seed: int
   ):
     self._parts = [
-      grain.MapDataset.source(corpus).shuffle(seed=_seed(seed, i)).repeat()
-      for i, corpus in enumerate(corpora)
+      places.shuffle(seed=_seed(seed, i)).repeat()
+      for i, places in enumerate(_places(corpora))
     ]
     self._quotas = quotas(corpora, weights)
     self._seed = _seed(seed, len(corpora))
@@ -60,7 +103,7 @@ class _Mixture:
   def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
+  def __getitem__(self, index: int) -> tuple[int, int]:
     number, place = divmod(index, DECK)
     part, turn = (array[place] for array in self._deck(number))
     return self._parts[part][int(turn)]

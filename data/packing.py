@@ -6,7 +6,8 @@ A document that does not fit continues in the packer's next row, as a segment
 of its own with positions from 0: a position embedding of T entries suffices.
 """
 
-import grain
+from collections.abc import Sequence
+
 import numpy as np
 
 from data.batch import Batch
@@ -33,9 +34,7 @@ class Packer:
   Its state is two numbers: the document, and the targets of it that are used.
   """
 
-  def __init__(
-    self, documents: grain.MapDataset, first: int = 0, step: int = 1
-  ):
+  def __init__(self, documents: Sequence, first: int = 0, step: int = 1):
     """Reads documents first, first + step, ... of a sequence."""
     self._documents, self._first, self._step = documents, first, step
     self.state = (0, 0)
@@ -55,13 +54,19 @@ class Packer:
     """Whether a finite sequence has no document left."""
     return self._index >= len(self._documents)
 
-  def fill(self, batch: Batch, row: int) -> None:
-    """Writes one row; it ends in padding only where the documents end."""
+  def fill(self, batch: Batch, row: int) -> list[int]:
+    """Writes one row; it ends in padding only where the documents end.
+
+    Returns:
+      The index of each segment's document.
+    """
+    indices = []
     filled, segment, length = 0, 1, batch.tokens.shape[1]
     while filled < length and not self.exhausted:
       if self._sequence is None:
         ids = self._documents[self._index]
         self._sequence = np.concatenate([_BOS, ids, _EOS])
+      indices.append(self._index)
       start = self._offset
       n = min(len(self._sequence) - 1 - start, length - filled)
       here = np.s_[row, filled : filled + n]
@@ -75,6 +80,7 @@ class Packer:
         self.state = (self._n_done + 1, 0)
       else:
         self._offset = start + n
+    return indices
 
   @property
   def _index(self) -> int:
@@ -89,7 +95,7 @@ class Interleaved:
   """
 
   def __init__(
-    self, documents: grain.MapDataset, first: int, step: int, n_packers: int
+    self, documents: Sequence, first: int, step: int, n_packers: int
   ):
     """Reads documents first, first + step, ..., dealt out to the packers."""
     self._packers = [
@@ -109,7 +115,8 @@ class Interleaved:
     for packer, place in zip(self._packers, places, strict=True):
       packer.state = tuple(place)
 
-  def fill(self, batch: Batch, row: int) -> None:
-    """Writes one row."""
-    self._packers[self._turn].fill(batch, row)
+  def fill(self, batch: Batch, row: int) -> list[int]:
+    """Writes one row, as a packer's `fill` does."""
+    indices = self._packers[self._turn].fill(batch, row)
     self._turn = (self._turn + 1) % len(self._packers)
+    return indices

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -41,6 +41,17 @@ class Config:
         raise ValueError(
           f"batch.{name}={getattr(self, name)} must be at least 1."
         )
+
+
+class Origin(NamedTuple):
+  """The document that a segment of a row is a part of."""
+
+  source: str  # as in data.sources
+  split_index: int  # of the document in its split of that source
+  name: str  # within the source: "json/decoder.py"; "web.jsonl:12" is line 12
+
+  def __str__(self) -> str:
+    return f"{self.name} of {self.source} (number {self.split_index})"
 
 
 def train_batches(
@@ -75,12 +86,10 @@ class TrainBatches:
   """The iterator of `train_batches`: its state is small and plain JSON."""
 
   def __init__(self, config, corpora, weights, rows, seed):
-    documents = mixture.shuffled(corpora, weights, seed)
+    self._corpora = corpora
+    self._documents = mixture.shuffled(corpora, weights, seed)
     self._config, self._rows = config, list(rows)
-    self._packers = [
-      packing.Interleaved(documents, r, config.size, config.n_interleaved)
-      for r in rows
-    ]
+    self._packers = [self._packer(row) for row in rows]
     self._made_from = {
       "data": _digest([corpus.fingerprint for corpus in corpora]),
       "data.weights": list(weights),
@@ -112,12 +121,43 @@ class TrainBatches:
     places = {str(row): packer.state for row, packer in rows}
     return places | {"made_from": self._made_from}
 
+  def documents(self, state: State) -> dict[int, list[Origin]]:
+    """Names the documents of the batch that follows a state.
+
+    For people: which texts a bad batch was made of. The stream goes on where
+    it is, and the state may be any that `restore` would take: of this host's
+    rows, or of those of all hosts.
+
+    Returns:
+      Row of the global batch -> the document of each of its segments, in order
+      (segment_ids 1, 2, ...), for the rows that are in the state.
+    """
+    self._check(state)
+    named = {}
+    for row in sorted(int(key) for key in state if key != "made_from"):
+      packer = self._packer(row)
+      packer.state = state[str(row)]
+      indices = packer.fill(packing.blank(1, self._config.length), 0)
+      named[row] = [self._origin(index) for index in indices]
+    return named
+
   def restore(self, state: State) -> None:
     """Goes on where a state was taken; more rows than this host's may be in it.
 
     Raises:
       ValueError: if the state is of other data or settings, or lacks a row.
     """
+    self._check(state)
+    missing = [row for row in self._rows if str(row) not in state]
+    if missing:
+      raise ValueError(
+        f"The checkpoint's data state lacks rows {missing[:8]} of the batch:"
+        " the files of some hosts are missing from its folder data/."
+      )
+    for row, packer in zip(self._rows, self._packers, strict=True):
+      packer.state = state[str(row)]
+
+  def _check(self, state: State) -> None:
     made_from = state["made_from"]
     differences = [
       f"{key} was {made_from.get(key)}, is {value}"
@@ -130,14 +170,17 @@ class TrainBatches:
         f" {'; '.join(differences)}. Resume with what the run was started"
         " with, or start anew in another workdir."
       )
-    missing = [row for row in self._rows if str(row) not in state]
-    if missing:
-      raise ValueError(
-        f"The checkpoint's data state lacks rows {missing[:8]} of the batch:"
-        " the files of some hosts are missing from its folder data/."
-      )
-    for row, packer in zip(self._rows, self._packers, strict=True):
-      packer.state = state[str(row)]
+
+  def _packer(self, row: int) -> packing.Interleaved:
+    config = self._config
+    return packing.Interleaved(
+      self._documents, row, config.size, config.n_interleaved
+    )
+
+  def _origin(self, index: int) -> Origin:
+    part, place = self._documents.place(index)
+    corpus = self._corpora[part]
+    return Origin(corpus.name, place, corpus.name_of(place))
 
 
 def eval_batches(
@@ -168,11 +211,11 @@ class Prefetch:
 
   def __init__(self, batches: TrainBatches, n_ahead: int):
     self.seconds_waited = 0.0
-    self._state = batches.state()
+    self._batches, self._state = batches, batches.state()
     self._queue: queue.Queue = queue.Queue(n_ahead)
     self._closed = threading.Event()
     self._thread = threading.Thread(
-      target=self._work, args=(batches,), name="prefetch", daemon=True
+      target=self._work, name="prefetch", daemon=True
     )
     self._thread.start()
 
@@ -195,6 +238,10 @@ class Prefetch:
     """The state to resume with after the batches taken so far."""
     return self._state
 
+  def documents(self, state: State) -> dict[int, list[Origin]]:
+    """Names the documents of the batch that follows a state of this stream."""
+    return self._batches.documents(state)
+
   def close(self) -> None:
     """Ends the thread; batches that were made but not taken are dropped."""
     self._closed.set()
@@ -208,10 +255,10 @@ class Prefetch:
   def __exit__(self, *exception) -> None:
     self.close()
 
-  def _work(self, batches: TrainBatches) -> None:
+  def _work(self) -> None:
     try:
-      for batch in batches:
-        self._queue.put((batch, batches.state(), None))
+      for batch in self._batches:
+        self._queue.put((batch, self._batches.state(), None))
         if self._closed.is_set():
           return
       raise StopIteration

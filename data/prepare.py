@@ -112,7 +112,7 @@ def prepare(
     tokenizer.save(scratch)
     entries = _write_sources(config, tokenizer, scratch)
     manifest = {
-      "format": 1,
+      "format": store_lib.FORMAT,
       "tokenizer": tokenizer.fingerprint,
       "vocab_size": tokenizer.vocab_size,
       "settings": settings,
@@ -213,7 +213,7 @@ def _tokenize(
         continue
       heldout = _place(document.id) < config.heldout_fraction
       writers["heldout" if heldout else "train"].add(
-        ids, len(document.text.encode())
+        document.id, ids, len(document.text.encode())
       )
   entry = {split: writer.close() for split, writer in writers.items()}
   progress.done(entry, n_empty)

@@ -4,7 +4,8 @@
                     counts and shards (size and SHA-256 of each)
   tokenizer.*       what the ids mean
   train/ heldout/   shards; a record is one document, its ids without BOS and
-                    EOS as little-endian uint16 or uint32
+                    EOS as little-endian uint16 or uint32; beside each shard
+                    an index: the name and the length of each document
 
 ArrayRecord hashes every chunk and refuses a damaged one on reading; sizes are
 checked when a store is opened, and ids against the vocabulary as they are read.
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import zstandard
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 from jaxtyping import Int
@@ -28,6 +30,7 @@ from jaxtyping import Int
 from data import tokenizer as tokenizer_lib
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # of the manifest and what it lists
 SPLITS = ("train", "heldout")
 
 
@@ -39,6 +42,7 @@ class Shard:
   n_documents: int
   size_bytes: int
   sha256: str
+  index_sha256: str  # of the file beside it, see `index_path`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,31 @@ class Corpus:
   def path_of(self, shard: Shard) -> epath.Path:
     """Where a shard lies."""
     return epath.Path(self.folder) / shard.path
+
+  def name_of(self, index: int) -> str:
+    """What a document is called within its source: "web.jsonl:12"."""
+    shard = bisect.bisect_right(self._ends, index)
+    first = self._ends[shard] - self.shards[shard].n_documents
+    name, _ = self._index_of(self.shards[shard])[index - first]
+    return name
+
+  @functools.cached_property
+  def lengths(self) -> Int[np.ndarray, "N"]:
+    """Tokens of each document, without BOS and EOS."""
+    entries = itertools.chain.from_iterable(map(self._index_of, self.shards))
+    return np.array([n_tokens for _, n_tokens in entries], np.int64)
+
+  def _index_of(self, shard: Shard) -> list[tuple[str, int]]:
+    """Reads a shard's index: (name, tokens) of each document."""
+    path = index_path(self.path_of(shard))
+    raw = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(raw).hexdigest() != shard.index_sha256:
+      raise ValueError(
+        f"{path} is missing or not what was prepared (SHA-256 differs). Fetch"
+        " it again, or remove the store and prepare it again."
+      )
+    lines = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+    return [tuple(json.loads(line)) for line in lines.splitlines()]
 
   @functools.cached_property
   def _records(self) -> array_record_data_source.ArrayRecordDataSource:
@@ -140,6 +169,7 @@ class Store:
             f"{path} is not what was prepared (SHA-256 differs). Fetch it"
             " again, or remove the store and prepare it again."
           )
+      corpus.lengths  # noqa: B018  reads every index against its digest
 
   def _split(self, name: str) -> tuple[Corpus, ...]:
     corpora = []
@@ -173,10 +203,11 @@ class Writer:
     self._folder, self._prefix = folder, prefix
     self._dtype, self._shard_bytes = id_dtype(vocab_size), shard_bytes
     self._writer, self._in_shard, self._room = None, 0, 0
+    self._index: list[str] = []
     self._shards: list[Shard] = []
     self._counts = dict(n_documents=0, n_tokens=0, n_bytes=0)
 
-  def add(self, ids: Sequence[int], n_bytes: int) -> None:
+  def add(self, name: str, ids: Sequence[int], n_bytes: int) -> None:
     """Appends a document of `n_bytes` of UTF-8."""
     record = np.asarray(ids, self._dtype).tobytes()
     if self._writer and self._room < len(record):
@@ -189,6 +220,7 @@ class Writer:
       )
       self._room = self._shard_bytes
     self._writer.write(record)
+    self._index.append(json.dumps([name, len(ids)]) + "\n")
     self._room -= len(record)
     self._in_shard += 1
     self._counts["n_documents"] += 1
@@ -209,20 +241,28 @@ class Writer:
     self._writer.close()
     relative = self._next_path()
     path = self._folder / relative
+    index = zstandard.compress("".join(self._index).encode())
+    index_path(path).write_bytes(index)
     self._shards.append(
       Shard(
         path=relative,
         n_documents=self._in_shard,
         size_bytes=path.stat().length,
         sha256=file_sha256(path),
+        index_sha256=hashlib.sha256(index).hexdigest(),
       )
     )
-    self._writer, self._in_shard = None, 0
+    self._writer, self._in_shard, self._index = None, 0, []
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
   """The narrowest type of a record that holds every id."""
   return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def index_path(shard: epath.Path) -> epath.Path:
+  """The file beside a shard: a line of JSON [name, tokens] a document, zstd."""
+  return shard.with_suffix(".index.zst")
 
 
 def file_sha256(path: epath.Path) -> str:

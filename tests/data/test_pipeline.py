@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import pathlib
 import threading
 import time
 
@@ -403,6 +404,39 @@ def test_ahead_gives_the_same_batches_and_the_state_of_those_taken(store):
   resumed = stream(store)
   resumed.restore(state)
   assert sha256(made + take(resumed, 7)) == sha256(truth)
+
+
+@pytest.mark.parametrize("weights", [(), (0.7, 0.3)])
+@pytest.mark.parametrize("n_interleaved", [1, 3])
+def test_the_documents_of_a_batch_are_named(two, weights, n_interleaved):
+  """The names lead back to the texts, and the stream does not move."""
+  folder = pathlib.Path(two.train[0].name).parent
+  texts = {
+    (f"{folder}/{name}.jsonl", f"{name}.jsonl:{i}"): json.loads(line)["text"]
+    for name in "ab"
+    for i, line in enumerate((folder / f"{name}.jsonl").open(), start=1)
+  }
+  config = Config(size=4, length=100, n_interleaved=n_interleaved)
+  batches = stream(two, range(4), weights, config=config)
+  for _ in range(40):
+    state = json.loads(json.dumps(batches.state()))
+    batch, named = next(batches), batches.documents(state)
+    assert batches.documents(state) == named and sorted(named) == [0, 1, 2, 3]
+    for row, origins in named.items():
+      assert len(origins) == batch.segment_ids[row].max()
+      for segment, origin in enumerate(origins, start=1):
+        here = batch.tokens[row][batch.segment_ids[row] == segment]
+        text = bytes((here[here > 2] - 3).astype(np.uint8)).decode()
+        assert text in texts[origin.source, origin.name]
+        corpus = next(c for c in two.train if c.name == origin.source)
+        assert corpus.name_of(origin.split_index) == origin.name
+  with Prefetch(batches, 2) as ahead:
+    state = ahead.state()
+    own = {k: v for k, v in state.items() if k in ("made_from", "2")}
+    next(ahead)
+    assert ahead.documents(own) == {2: ahead.documents(state)[2]}
+  with pytest.raises(ValueError, match="seed was 3, is 4"):
+    stream(two, seed=4, weights=weights, config=config).documents(state)
 
 
 class Counter(TrainBatches):

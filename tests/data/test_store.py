@@ -24,7 +24,7 @@ def read_all(folder):
 
 
 def shard_of(folder):
-  return sorted((folder / "train").iterdir())[1]
+  return sorted((folder / "train").glob("*.arrayrecord"))[1]
 
 
 @pytest.mark.parametrize("n_left", [0, 100, 65_536, -1])
@@ -66,6 +66,24 @@ def test_a_flipped_bit_is_named_or_harmless(copy, store):
   assert n_named > 20
 
 
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b""])
+def test_a_damaged_index_is_named(copy, damage):
+  path = shard_of(copy).with_suffix(".index.zst")
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(ValueError, match=f"{path} is missing or not what"):
+    Store(copy).verify()
+  corpus = Store(copy).train[0]
+  assert corpus.name_of(0)  # of the shard before it
+  with pytest.raises(ValueError, match=f"{path} is missing or not what"):
+    corpus.name_of(corpus.shards[0].n_documents)
+
+
+def test_the_index_has_the_lengths(store):
+  (corpus,) = store.train
+  truth = [len(corpus[i]) for i in range(len(corpus))]
+  assert corpus.lengths.tolist() == truth
+
+
 def test_an_intact_store_verifies(copy):
   Store(copy).verify()
 
@@ -78,7 +96,7 @@ def write_store(folder, ids, vocab_size=259):
   root = store_lib.epath.Path(folder)
   writer = store_lib.Writer(root, "train/00", vocab_size, 100)
   for document in ids:
-    writer.add(document, 1)
+    writer.add("x", document, 1)
   entry = {
     "name": "x",
     "train": writer.close(),
