@@ -206,6 +206,7 @@ def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
   rest = {"step": state.step, "opt_state": state.opt_state}
+  rest["guard"] = state.guard
   if optim.is_averaged(state.opt_state):
     rest["params"] = state.params
   return rest

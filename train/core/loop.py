@@ -1,10 +1,11 @@
 """The one loop: step, log, evaluate, save. It knows no model and no task.
 
 The step is compiled before the loop starts, so it is compiled once; metrics
-stay on the devices until a line is due.
+stay on the devices until a line is due, verdicts until the next step runs.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -13,11 +14,18 @@ import jax
 
 from data.batch import Batch
 from sharding.rules import Layout
-from train.core import hardware, optim, stopping
+from train.core import goodput, guard, hardware, optim, stopping
 from train.core.checkpointing import Checkpoints, Progress
 from train.core.state import TrainState
 from train.core.step import Metrics, Step
 from train.core.track import Tracker
+
+
+_STARVING = 0.2  # share of the time that waits for data: said once
+_STARVED = (
+  "the devices wait for data {:.0%} of the time: raise batch.n_ahead, put the "
+  "store on a faster disk, or give each host more cores"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,15 +38,16 @@ class Config:
   log_every_steps: int = 10
   eval_every_steps: int = 0  # 0: only after the last step
   stop_early: stopping.Config | None = None  # None: all steps are made
+  # Nothing ended for so long: stacks of all threads, and exit. 0: never.
+  hang_seconds: int = 1800
 
   def __post_init__(self):
     for name in ("steps", "n_micro", "log_every_steps"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-    if self.eval_every_steps < 0:
-      raise ValueError(
-        f"eval_every_steps={self.eval_every_steps} must not be negative."
-      )
+    for name in ("eval_every_steps", "hang_seconds"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
 
 
 @runtime_checkable
@@ -53,6 +62,10 @@ class Stream(Protocol):
 
   def state(self) -> dict[str, Any]:
     """The place behind the last batch that was handed out."""
+    ...
+
+  def documents(self, state: dict[str, Any]) -> Any:
+    """Names the documents of the batch that comes after a place."""
     ...
 
 
@@ -104,13 +117,19 @@ def run(
   tracker: Tracker,
   checkpoints: Checkpoints,
   evaluators: Mapping[str, Evaluator],
-  loop_state: dict[str, Any] | None = None,
-) -> TrainState:
+  watch: guard.Watch,
+  ledger: goodput.Ledger,
+  loop_state: dict[str, Any],
+  go_back: Callable[
+    [int, dict[str, Any], str], tuple[TrainState, dict[str, Any]]
+  ],
+  is_preempted: Callable[[int], bool],
+) -> bool:
   """Trains to the last step, or until the evaluations stop getting better.
 
   Args:
     config: how long.
-    step: compiled, (state, batch) to (state, metrics).
+    step: compiled, (state, batch) to (state, metrics, verdict).
     state: at any step; goes on from there.
     batches: this host's rows.
     put: rows of this host to the global batch on the devices.
@@ -118,124 +137,156 @@ def run(
     tracker: takes rows and lines.
     checkpoints: saves.
     evaluators: by name; called with the parameters to evaluate.
-    loop_state: what a checkpoint kept of this loop.
+    watch: tells of steps that were not applied, and when to go back.
+    ledger: books the seconds.
+    loop_state: what a checkpoint keeps of this loop, plain data.
+    go_back: (step, loop_state, why) to an older state and its loop_state.
+    is_preempted: whether to stop before the next step, the same on all hosts.
 
   Returns:
-    The last state, which is also the last checkpoint.
+    Whether the run is over; if not, it was preempted. Either way its last state
+    is its last checkpoint.
   """
-  n_done = int(state.step)
-  loop_state = dict(loop_state or {"stopping": stopping.start()})
+  n_done = saved = int(state.step)
   pending: list[Metrics] = []
   numbers: dict[str, float] = {}
-  clock = _Clock(batches)
-  saved = n_done
+  pace = _Pace(ledger, meter)
+  is_starved = False
 
   def is_due(every: int) -> bool:
     return bool(every) and n_done % every == 0
 
   def save():
-    progress = Progress(batches.state(), loop_state)
-    checkpoints.save(state, progress, numbers)
+    with ledger.spend("checkpoint"):
+      progress = Progress(batches.state(), loop_state)
+      checkpoints.save(state, progress, numbers)
 
   def evaluate() -> dict[str, float]:
-    params = optim.eval_params(state.opt_state, state.params)
     found: dict[str, float] = {}
-    for evaluator in evaluators.values():
-      found.update(evaluator(params, n_done))
+    with ledger.spend("evaluate"):
+      params = optim.eval_params(state.opt_state, state.params)
+      for evaluator in evaluators.values():
+        found.update(evaluator(params, n_done))
     tracker.log(n_done, "eval", found)
     if found:
       tracker.say(f"{n_done:>6}  " + _line(found))
     return found
 
-  if config.stop_early and stopping.is_over(
-    config.stop_early, loop_state["stopping"]
-  ):
+  def is_stopped() -> bool:
+    return config.stop_early is not None and stopping.is_over(
+      config.stop_early, loop_state["stopping"]
+    )
+
+  if is_stopped():
     tracker.say("nothing to do: the run has stopped early")
-    return state
-  if n_done >= config.steps:
+  elif n_done >= config.steps:
     tracker.say(f"nothing to do: {n_done} of {config.steps} steps are made")
-  while n_done < config.steps:
-    batch = put(next(batches))
-    state, metrics = step(state, batch)
-    n_done += 1
-    is_last = n_done == config.steps
-    pending.append(metrics)
-    if is_last or n_done == 1 or is_due(config.log_every_steps):
-      found = divide(pending)
-      rates = clock.lap(len(pending), meter)
-      row = {**found, "lr": meter.lr(n_done - 1), **rates}
+
+  while n_done < config.steps and not is_stopped():
+    if is_preempted(n_done):
+      break
+    place = batches.state()
+    with ledger.spend("wait"):
+      rows = next(batches)
+    with ledger.spend("step"):
+      state, metrics, verdict = step(state, put(rows))
+      n_done += 1
+      loop_state["n_batches"] += 1
+      pending.append(metrics)
+      is_last = n_done == config.steps
+      is_line = is_last or n_done == 1 or is_due(config.log_every_steps)
+      is_eval = is_last or is_due(config.eval_every_steps)
+      is_save = is_last or is_due(checkpoints.every_steps)
+      ledger.lose(watch.read())  # the step before, while this one runs
+      name = functools.partial(batches.documents, place)
+      watch.add(n_done, verdict, rows, name)
+      if is_line or is_eval or is_save:
+        ledger.lose(watch.read())
+      found = divide(pending) if is_line else {}
+    ledger.reach(n_done)
+
+    if watch.must_go_back:
+      n_bad, came = watch.n_in_row, n_done
+      tracker.say(f"going back, after {n_bad} bad steps in a row")
+      state, loop_state = go_back(came, loop_state, watch.why)
+      n_done = saved = int(state.step)
+      ledger.lose(came - n_done - n_bad)  # the bad ones are lost already
+      watch.forget()
+      tracker.rewind(n_done)
+      pending = []
+      pace.lap(1)
+      continue
+    if is_line:
+      row = {**found, "lr": meter.lr(n_done - 1), **pace.lap(len(pending))}
       numbers.update(found)
       tracker.log(n_done, "train", row)
       tracker.say(_progress(n_done, config.steps, row))
       pending = []
-    if is_last or is_due(config.eval_every_steps):
+      if row["data_share"] > _STARVING and not is_starved:
+        is_starved = True
+        tracker.say(_STARVED.format(row["data_share"]))
+    if is_eval:
       found = evaluate()
       numbers.update(found)
       if config.stop_early:
         loop_state["stopping"] = stopping.advance(
           config.stop_early, loop_state["stopping"], found
         )
-        is_last |= stopping.is_over(config.stop_early, loop_state["stopping"])
-      clock.restart()
-    if is_last or is_due(checkpoints.every_steps):
+    if is_save or is_stopped():
       save()
       saved = n_done
-      clock.restart()
-    if is_last:
-      break
   if saved < n_done:
     save()
-  checkpoints.wait()
-  return state
+  with ledger.spend("checkpoint"):
+    checkpoints.wait()
+  return n_done >= config.steps or is_stopped()
 
 
 def divide(steps: list[Metrics]) -> dict[str, float]:
-  """Sums over weights, over several steps, once and on the host."""
+  """Sums over weights, over several steps, once and on the host.
+
+  What has no weight, because no step was applied, is left out.
+  """
   on_host = jax.device_get(steps)
-  return {
-    name: float(
-      sum(float(m[name][0]) for m in on_host)
-      / max(sum(float(m[name][1]) for m in on_host), 1e-9)
-    )
+  sums = {
+    name: [sum(float(m[name][i]) for m in on_host) for i in (0, 1)]
     for name in on_host[0]
   }
+  return {name: value / weight for name, (value, weight) in sums.items() if weight}
 
 
-class _Clock:
-  """Seconds of steps and of waiting for data between two lines."""
+class _Pace:
+  """Rates between two lines, from the seconds that steps and data took."""
 
-  def __init__(self, batches: Stream):
-    self._batches = batches
-    self.restart()
+  def __init__(self, ledger: goodput.Ledger, meter: Meter):
+    self._ledger, self._meter = ledger, meter
+    self._before = dict(ledger.seconds)
 
-  def restart(self) -> None:
-    """Leaves out what went on since the last line."""
-    self._start = time.perf_counter()
-    self._waited = self._batches.seconds_waited
-
-  def lap(self, n_steps: int, meter: Meter) -> dict[str, float]:
+  def lap(self, n_steps: int) -> dict[str, float]:
     """Rates since the last lap; the metrics are on the host by now."""
-    seconds = time.perf_counter() - self._start
-    waited = self._batches.seconds_waited - self._waited
-    self.restart()
-    rate = n_steps * meter.tokens_per_step / seconds
+    before, self._before = self._before, dict(self._ledger.seconds)
+    waited = self._before["wait"] - before["wait"]
+    seconds = self._before["step"] - before["step"] + waited
+    rate = n_steps * self._meter.tokens_per_step / seconds
     row = {
       "step_seconds": seconds / n_steps,
       "data_share": waited / seconds,
       "tokens_per_second": rate,
       "memory_bytes": float(hardware.memory_bytes()),
     }
-    if meter.peak_flops:
-      row["mfu"] = rate * meter.flops_per_token / meter.peak_flops
+    if self._meter.peak_flops:
+      flops = rate * self._meter.flops_per_token
+      row["mfu"] = flops / self._meter.peak_flops
     return row
 
 
 def _progress(n_done: int, n_steps: int, row: dict[str, float]) -> str:
+  nan = float("nan")  # where no step since the last line was applied
   left = round(row["step_seconds"] * (n_steps - n_done))
   mfu = f"MFU {row['mfu']:6.1%}" if "mfu" in row else "MFU unknown"
   return (
     f"{n_done:>6}/{n_steps} {n_done / n_steps:4.0%}"
-    f"  loss {row['loss']:.4f}  grad {row['grad_norm']:6.3f}"
+    f"  loss {row.get('loss', nan):.4f}  grad {row.get('grad_norm', nan):6.3f}"
     f"  lr {row['lr']:.2e}  {row['step_seconds'] * 1e3:6.0f} ms"
     f"  data {row['data_share']:4.1%}"
     f"  {row['tokens_per_second']:9,.0f} tok/s  {mfu}"

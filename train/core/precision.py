@@ -88,14 +88,19 @@ def wrap(
 
 def loss_scale(opt_state: optax.OptState) -> Float[Array, ""] | float:
   """What to multiply the loss by, and to divide its gradients by."""
-  return opt_state.scale if isinstance(opt_state, ScaledState) else 1.0
+  return opt_state.scale if is_scaled(opt_state) else 1.0
+
+
+def is_scaled(opt_state: optax.OptState) -> bool:
+  """Whether overflows are expected, and dealt with here."""
+  return isinstance(opt_state, ScaledState)
 
 
 def metrics(
   opt_state: optax.OptState,
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
   """What the step reports: the scale, and 1 if it was skipped."""
-  if not isinstance(opt_state, ScaledState):
+  if not is_scaled(opt_state):
     return {}
   one = jnp.ones(())
   skipped = opt_state.skipped.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""What a step changes: the step's number, the parameters, the optimizer."""
+"""What a step changes: its number, the parameters, the optimizer, the guard."""
 
 import typing
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from models import families
 from sharding.rules import Layout
-from train.core import optim, width
+from train.core import guard, optim, width
 
 
 # Unchecked: as a pytree it also carries shardings and shapes.
@@ -23,10 +23,13 @@ class TrainState:
   step: Int[Array, ""]
   params: Any
   opt_state: optax.OptState
+  guard: guard.History
 
 
-def _start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  opt_state = optimizer.init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, guard.start())
 
 
 def shardings(
@@ -45,6 +48,7 @@ def shardings(
     layout.replicated,
     layout.shardings(axes, params, "params"),
     optim.shardings(optimizer, params, moments),
+    jax.tree.map(lambda _: layout.replicated, jax.eval_shape(guard.start)),
   )
 
 
@@ -55,7 +59,7 @@ def abstract(
 ) -> TrainState:
   """Shapes, types and shardings of the state; nothing is computed."""
   shapes = jax.eval_shape(
-    lambda: _start(families.init(model, jax.random.key(0)), optimizer)
+    lambda: start(families.init(model, jax.random.key(0)), optimizer)
   )
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -82,11 +86,11 @@ def init(
     mup_width: as in the optimizer's config.
   """
 
-  def start(key):
+  def first(key):
     params = families.init(model, key)
     if mup_width is not None:
       params = width.rescale(params, families.axes(model), mup_width)
-    return _start(params, optimizer)
+    return start(params, optimizer)
 
-  make = jax.jit(start, out_shardings=shardings(model, optimizer, layout))
+  make = jax.jit(first, out_shardings=shardings(model, optimizer, layout))
   return make(jax.random.key(seed))

@@ -1,4 +1,4 @@
-"""One training step: a pure function, (state, batch) to (state, metrics)."""
+"""One training step: a pure function, (state, batch) to state and figures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,14 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from data.batch import Batch
-from train.core import precision
+from train.core import guard, precision
 from train.core.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
 # (params, batch, key) -> (loss_sum, weight_sum, metrics): sums, so that they
 # add over micro-batches, hosts and time.
 Objective = Callable[[Any, Batch, Array | None], tuple[Array, Array, Metrics]]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics, guard.Verdict]]
 
 
 def make(
@@ -26,11 +26,13 @@ def make(
   n_micro: int = 1,
   seed: int = 0,
   grad_shardings: Any = None,
+  judge: guard.Config | None = None,
 ) -> Step:
   """Builds the step that the loop compiles once, with the state donated.
 
   Gradients of the micro-batches are added and divided once, by the weight of
-  the whole batch: how a batch is split never changes the update.
+  the whole batch: how a batch is split never changes the update. A step that
+  the guard finds bad only counts: all else stays as it was.
 
   Args:
     objective: what is minimised, per unit of weight.
@@ -38,7 +40,10 @@ def make(
     n_micro: parts that a batch is worked through in; divides its rows.
     seed: of dropout; a step's key depends on its number alone.
     grad_shardings: where the sum of the gradients lives, a tree like params.
+    judge: what makes a step bad; None: the defaults.
   """
+
+  judge = judge or guard.Config()
 
   def summed(params, batch, key, scale):
     def loss(params):
@@ -50,7 +55,7 @@ def make(
       grads = jax.lax.with_sharding_constraint(grads, grad_shardings)
     return grads, sums
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = state.params
     scale = precision.loss_scale(state.opt_state)  # 1 but in fp16
@@ -74,13 +79,37 @@ def make(
       grad=grads,
       value_fn=mean_loss,  # traced only by optimizers that search along a line
     )
+    grad_norm = optax.tree.norm(grads)
+    verdict, history = guard.judge(
+      judge,
+      state.guard,
+      loss=loss_sum / weight,
+      grad_norm=grad_norm,
+      params=params,
+      grads=grads,
+      batch=batch,
+      overflows=precision.is_scaled(state.opt_state),
+    )
+
+    def chosen(new, old):
+      return jax.tree.map(
+        lambda n, o: jnp.where(verdict.is_good, n, o), new, old
+      )
+
     one = jnp.ones(())
-    metrics["grad_norm"] = (optax.tree.norm(grads), one)
+    metrics["grad_norm"] = (grad_norm, one)
     metrics["update_norm"] = (optax.tree.norm(updates), one)
     metrics |= precision.metrics(opt_state)
-    return TrainState(
-      state.step + 1, optax.apply_updates(params, updates), opt_state
-    ), metrics
+    # A bad step adds nothing: a single NaN would be all that is left of a sum.
+    metrics = jax.tree.map(lambda x: jnp.where(verdict.is_good, x, 0), metrics)
+    metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
+    new = TrainState(
+      state.step + 1,
+      chosen(optax.apply_updates(params, updates), params),
+      chosen(opt_state, state.opt_state),
+      history,
+    )
+    return new, metrics, verdict
 
   return step
 

@@ -5,6 +5,7 @@ hands over numbers. Rows after the step that a run resumes from are dropped
 first: every step stands there once.
 """
 
+import contextlib
 import json
 import queue
 import threading
@@ -33,6 +34,10 @@ class Tracker(Protocol):
     """Takes a line for whoever watches."""
     ...
 
+  def rewind(self, step: int) -> None:
+    """The run went back to a step: forgets what came after it."""
+    ...
+
   def close(self) -> None:
     """Writes what is left."""
     ...
@@ -49,6 +54,9 @@ class Silent:
 
   def say(self, line: str) -> None:
     """Drops it."""
+
+  def rewind(self, step: int) -> None:
+    """Has nothing to forget."""
 
   def close(self) -> None:
     """Has nothing to write."""
@@ -69,50 +77,80 @@ class Terminal(Silent):
 
 
 class Files(Terminal):
-  """metrics.jsonl, TensorBoard events and the terminal."""
+  """metrics.jsonl, TensorBoard events and the terminal.
+
+  What cannot be written, as on a full disk, is lost and told of once: a run
+  does not end for its log.
+  """
 
   def __init__(self, workdir: epath.Path, step: int):
-    self._path = workdir / "metrics.jsonl"
-    kept = [row for row in rows(workdir) if row["step"] <= step]
-    self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir), purge_step=step + 1 if step else None, flush_secs=10
-    )
+    self._workdir, self._is_failing = workdir, False
+    self._open(step)
     self._queue: queue.SimpleQueue = queue.SimpleQueue()
     self._thread = threading.Thread(
-      target=self._write, name="tracker", daemon=True
+      target=self._work, name="tracker", daemon=True
     )
     self._thread.start()
 
   def log(self, step: int, kind: str, values: dict[str, float]) -> None:
     """Queues a row."""
-    self._queue.put((step, kind, values))
+    self._queue.put((self._row, step, kind, values))
 
   def text(self, step: int, name: str, text: str) -> None:
     """Queues a text; it goes to TensorBoard and to samples.txt."""
-    self._queue.put((step, name, text))
+    self._queue.put((self._sample, step, name, text))
+
+  def rewind(self, step: int) -> None:
+    """Queues the removal of the rows past a step."""
+    self._queue.put((self._reopen, step))
 
   def close(self) -> None:
     """Writes what is queued and closes the files."""
     self._queue.put(None)
     self._thread.join()
+
+  def _work(self) -> None:
+    while item := self._queue.get():
+      write, *arguments = item
+      try:
+        write(*arguments)
+      except OSError as error:
+        if not self._is_failing:
+          self.say(f"the log cannot be written, and goes on: {error}")
+        self._is_failing = True
+    with contextlib.suppress(OSError):
+      self._close()
+
+  def _open(self, step: int) -> None:
+    path = self._workdir / "metrics.jsonl"
+    kept = [row for row in rows(self._workdir) if row["step"] <= step]
+    part = self._workdir / "metrics.jsonl.part"  # a kill tears no log
+    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    part.rename(path)
+    self._jsonl = path.open("a")
+    self._board = tensorboardX.SummaryWriter(
+      str(self._workdir), purge_step=step + 1 if step else None, flush_secs=10
+    )
+
+  def _close(self) -> None:
+    self._jsonl.close()
     self._board.close()
 
-  def _write(self) -> None:
-    samples = self._path.parent / "samples.txt"
-    with self._path.open("a") as jsonl:
-      while (item := self._queue.get()) is not None:
-        step, name, value = item
-        if isinstance(value, str):
-          self._board.add_text(name, f"```\n{value}\n```", step)
-          with samples.open("a") as file:
-            file.write(f"--- step {step}, {name}\n{value}\n")
-          continue
-        jsonl.write(json.dumps({"step": step, "kind": name, **value}) + "\n")
-        if self._queue.empty():
-          jsonl.flush()
-        for key, number in value.items():
-          self._board.add_scalar(f"{name}/{key}", number, step)
+  def _reopen(self, step: int) -> None:
+    self._close()
+    self._open(step)
+
+  def _row(self, step: int, kind: str, values: dict[str, float]) -> None:
+    self._jsonl.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+    if self._queue.empty():
+      self._jsonl.flush()
+    for key, number in values.items():
+      self._board.add_scalar(f"{kind}/{key}", number, step)
+
+  def _sample(self, step: int, name: str, text: str) -> None:
+    self._board.add_text(name, f"```\n{text}\n```", step)
+    with (self._workdir / "samples.txt").open("a") as file:
+      file.write(f"--- step {step}, {name}\n{text}\n")
 
 
 def terminal() -> Tracker:

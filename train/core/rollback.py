@@ -1,0 +1,38 @@
+"""Where a run went back, so that its later lives skip the same data.
+
+A run that goes back to a checkpoint keeps its place in the data: what it read
+since is not read again. A line of WORKDIR/rollbacks.jsonl says so, for a life
+that begins at that checkpoint anew.
+"""
+
+import contextlib
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+FILE = "rollbacks.jsonl"
+
+
+def record(
+  workdir: epath.Path, came: int, to: int, loop_state: dict[str, Any], why: str
+) -> None:
+  """Notes that the run came to a step, and went back to another."""
+  if jax.process_index():
+    return
+  line = {"from": came, "to": to, "why": why, "loop": loop_state}
+  path = workdir / FILE
+  before = path.read_text() if path.exists() else ""
+  path.write_text(before + json.dumps(line) + "\n")
+
+
+def kept(workdir: epath.Path, step: int) -> dict[str, Any] | None:
+  """What the loop last took along to a step; None: it never went back there."""
+  path = workdir / FILE
+  found = None
+  for line in path.read_text().splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):  # torn by a kill: it did not happen
+      entry = json.loads(line)
+      found = entry["loop"] if entry["to"] == step else found
+  return found

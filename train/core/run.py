@@ -1,0 +1,230 @@
+"""What every training entrypoint shares: from an objective to a checkpoint.
+
+    with run.opened(config, workdir) as session:
+      s = ...                        # devices, data, model
+      return run.train(session, config, s, objective, SECTIONS)
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from configs import door
+from data import pipeline
+from models import families, flops
+from sharding import hosts, report
+from train.core import (
+  checkpointing,
+  goodput,
+  guard,
+  hardware,
+  lock,
+  loop,
+  optim,
+  precision,
+  preemption,
+  rollback,
+  schedule,
+  setup,
+  state,
+  step,
+  stopping,
+  track,
+  watchdog,
+)
+from train.core.state import TrainState
+from train.evaluators import suite
+
+PREEMPTED = 75  # exit code: start again, and the run goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """One life of a run: it alone writes to the workdir."""
+
+  workdir: epath.Path
+  ledger: goodput.Ledger
+  preemption: preemption.Preemption
+  say: Callable[[str], None]
+
+
+@contextlib.contextmanager
+def opened(workdir: epath.Path, hang_seconds: int) -> Iterator[Session]:
+  """Joins the hosts, takes the workdir, heeds signals, books every second.
+
+  Args:
+    workdir: of the run.
+    hang_seconds: nothing ended for so long: the process ends itself.
+
+  Raises:
+    ValueError: another job holds the workdir.
+  """
+  hosts.initialize()
+  is_first = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    if is_first:
+      stack.enter_context(lock.hold(workdir))
+    asked = stack.enter_context(preemption.Preemption())
+    dog = stack.enter_context(watchdog.Watchdog(hang_seconds))
+    ledger = goodput.Ledger(workdir if is_first else None, dog.beat)
+    yield Session(workdir, ledger, asked, track.terminal().say)
+    ledger.write()
+    if is_first:
+      print(goodput.describe(goodput.account(goodput.lives(workdir))))
+
+
+def train(
+  session: Session,
+  config: door.Config,
+  s: setup.Setup,
+  objective: step.Objective,
+  sections: Mapping[str, Any],
+) -> int:
+  """Resumes or begins, and trains.
+
+  Args:
+    session: of this process.
+    config: with the sections of `train.pretrain`.
+    s: devices, data and model.
+    objective: what is minimised.
+    sections: of the entrypoint.
+
+  Returns:
+    The exit code: 0, or PREEMPTED.
+  """
+  workdir, ledger, say = session.workdir, session.ledger, session.say
+  settings = setup.settle(config, workdir, sections, say)
+  factor = schedule.make(config.schedule, config.train.steps)
+  axes = families.axes(s.model)
+  optimizer = optim.make(config.optim, factor, axes)
+  if s.model.dtype == "float16":
+    optimizer = precision.wrap(optimizer, precision.Config())
+  update = step.make(
+    objective,
+    optimizer,
+    n_micro=config.train.n_micro,
+    seed=config.train.seed,
+    grad_shardings=s.layout.shardings(
+      axes, families.abstract(s.model), "grads"
+    ),
+    judge=config.guard,
+  )
+  batches = pipeline.train_batches(
+    config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
+  )
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      checkpointing.Checkpoints(
+        workdir, config.checkpoint, settings, s.store.tokenizer.save
+      )
+    )
+    source = _Source(session, config, s, optimizer, checkpoints)
+    with ledger.spend("restore"):
+      first, loop_state = source.begin(batches)
+    ledger.begin(int(first.step))
+    with ledger.spend("compile"):
+      compiled, seconds = loop.compile_step(
+        update, first, s.abstract_batch, s.layout
+      )
+    say(f"{s}; compiled in {seconds:.1f} s")
+    stream = stack.enter_context(
+      pipeline.Prefetch(batches, config.batch.n_ahead)
+    )
+    tracker = stack.enter_context(track.open_tracker(workdir, int(first.step)))
+    is_over = loop.run(
+      config.train,
+      compiled,
+      first,
+      stream,
+      put=s.put,
+      meter=loop.Meter(
+        tokens_per_step=config.batch.size * config.batch.length,
+        flops_per_token=flops.train_per_token(s.model, config.batch.length),
+        peak_flops=hardware.peak_flops(s.model.dtype),
+        lr=lambda i: float(factor(i)) * getattr(config.optim, "lr", 1.0),
+      ),
+      tracker=tracker,
+      checkpoints=checkpoints,
+      evaluators=suite.make(
+        config.eval.during, config.eval, config.generate, s, tracker
+      ),
+      watch=guard.Watch(config.guard, first.params, workdir, say),
+      ledger=ledger,
+      loop_state=loop_state,
+      go_back=source.go_back,
+      is_preempted=session.preemption.is_asked,
+    )
+  if not is_over:
+    say("preempted, and saved: start again to go on")
+  return 0 if is_over else PREEMPTED
+
+
+class _Source:
+  """Gives the state to go on from: the newest checkpoint's, or the first."""
+
+  def __init__(self, session, config, s, optimizer, checkpoints):
+    self._session, self._config, self._setup = session, config, s
+    self._optimizer, self._checkpoints = optimizer, checkpoints
+    self._places = state.abstract(s.model, optimizer, s.layout)
+
+  def begin(
+    self, batches: pipeline.TrainBatches
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Of a life: sets the place in the data too; what the loop kept."""
+    first, progress = self._find()
+    loop_state = {"stopping": stopping.start(), "n_batches": 0, "n_gone_back": 0}
+    if progress:
+      batches.restore(progress.data)
+      loop_state = dict(progress.loop)
+    workdir = self._session.workdir
+    if kept := rollback.kept(workdir, int(first.step)):
+      for _ in range(loop_state["n_batches"], kept["n_batches"]):
+        next(batches)
+      loop_state = kept
+    if jax.process_index() == 0:
+      (workdir / "sharding.txt").write_text(report.table(first) + "\n")
+    return first, loop_state
+
+  def go_back(
+    self, came: int, loop_state: dict[str, Any], why: str
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """The same after `came` steps of which the last were bad; the data goes on.
+
+    Raises:
+      ValueError: it went back often enough.
+    """
+    n, most = loop_state["n_gone_back"], self._config.guard.max_rollbacks
+    workdir = self._session.workdir
+    if n >= most:
+      raise ValueError(
+        f"the run went back {n} times and comes to bad steps again: {why}. Look "
+        f"at {workdir}/bad; lower optim.lr, raise guard.spike_sigmas, or remove "
+        "the newest checkpoint. Raise guard.max_rollbacks to go on all the same."
+      )
+    self._checkpoints.wait()
+    first, progress = self._find()
+    loop_state = {
+      **(progress.loop if progress else {"stopping": stopping.start()}),
+      "n_batches": loop_state["n_batches"],
+      "n_gone_back": n + 1,
+    }
+    rollback.record(workdir, came, int(first.step), loop_state, why)
+    return first, loop_state
+
+  def _find(self) -> tuple[TrainState, checkpointing.Progress | None]:
+    found = self._checkpoints.restore(self._places, self._session.say)
+    if found is None:
+      first, progress = self._first(), None
+    else:
+      first, progress = found
+    report.check(first, jax.tree.map(lambda x: x.sharding, self._places))
+    return first, progress
+
+  def _first(self) -> TrainState:
+    s, c = self._setup, self._config
+    width = c.optim.mup_width
+    return state.init(s.model, self._optimizer, s.layout, c.train.seed, width)
