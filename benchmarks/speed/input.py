@@ -77,7 +77,7 @@ def step_seconds(config: door.Config, s: setup.Setup) -> float:
   batch, seconds = s.put(next(packed(s))), []
   for _ in range(STEPS):
     started = time.perf_counter()
-    now, _ = jax.block_until_ready(update(now, batch))
+    now, *_ = jax.block_until_ready(update(now, batch))
     seconds.append(time.perf_counter() - started)
   return statistics.median(seconds[1:])
 

@@ -68,7 +68,7 @@ def ours(model: families.Config, batch: Batch) -> tuple[Train, Any]:
 
   def train() -> float:
     nonlocal now
-    now, metrics = jax.block_until_ready(update(now, batch))
+    now, metrics, _ = jax.block_until_ready(update(now, batch))
     return loop.divide([metrics])["loss"]
 
   return train, start

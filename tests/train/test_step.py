@@ -67,11 +67,7 @@ def _run(
     grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
   )
   # Moved there, not made there: compiling `init` would take half the time.
-  first = state.TrainState(
-    np.zeros((), np.int32),
-    _initial(model, seed),
-    transform.init(_initial(model, seed)),
-  )
+  first = state.start(_initial(model, seed), transform)
   first = jax.device_put(
     jax.device_get(first), state.shardings(model, transform, layout)
   )
@@ -79,7 +75,7 @@ def _run(
   compiled, _ = loop.compile_step(update, first, batch, layout)
   last = first
   for _ in range(n_steps):
-    last, metrics = compiled(last, batch)
+    last, metrics, _ = compiled(last, batch)
   wanted = state.abstract(model, transform, layout)
   report.check(last, jax.tree.map(lambda x: x.sharding, wanted))
   return last, loop.divide([metrics]), compiled

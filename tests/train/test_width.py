@@ -85,8 +85,8 @@ def coordinates(d_model: int, mup_width: int | None):
     params = families.init(config, key)
     if mup_width is not None:
       params = width.rescale(params, axes, mup_width)
-    first = state.TrainState(jnp.array(0), params, optimizer.init(params))
-    last, _ = jax.lax.scan(lambda s, _: update(s, batch), first, length=4)
+    first = state.start(params, optimizer)
+    last, _ = jax.lax.scan(lambda s, _: update(s, batch)[:2], first, length=4)
     # One model, mapped over both states, is compiled once.
     both = jax.tree.map(lambda *x: jnp.stack(x), params, last.params)
     seen = jax.lax.map(lambda p: activations(config, p, batch), both)

@@ -50,14 +50,14 @@ class Ledger:
   ):
     self._path = None if workdir is None else workdir / FILE
     self._beat = beat
-    self._began = time.time() - _process_seconds()
+    self._began = next(_starts, time.time())
     self._stack = ["other"]
     self._turned = time.perf_counter()
     self._written = 0.0
     self._steps = [0, 0]  # at the life's start, and now
     self._n_made = self._n_lost = 0
     self.seconds = dict.fromkeys(CLASSES, 0.0)
-    self.seconds["start"] = _process_seconds()
+    self.seconds["start"] = time.time() - self._began
     before = lives(workdir) if workdir is not None else []
     self._lines = [json.dumps(life) + "\n" for life in before]
 
@@ -97,7 +97,7 @@ class Ledger:
     self._path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # a full disk is told of by a save
       part.write_text("".join(self._lines) + json.dumps(self.life()) + "\n")
-      part.rename(self._path)
+      part.replace(self._path)
 
   def life(self) -> dict[str, Any]:
     """The line of this life."""
@@ -152,9 +152,7 @@ def account(lives: list[dict[str, Any]]) -> dict[str, float]:
 def describe(total: dict[str, float]) -> str:
   """One line: the goodput, and where the rest went, largest first."""
   wall = max(sum(total.values()), 1e-9)
-  rest = sorted(
-    ((s, n) for n, s in total.items() if n != "step"), reverse=True
-  )
+  rest = sorted(((s, n) for n, s in total.items() if n != "step"), reverse=True)
   parts = [f"{n} {s:.1f} s" for s, n in rest if s >= 0.05]
   return (
     f"goodput {total['step'] / wall:.1%}: steps took {total['step']:.1f} of "
@@ -170,3 +168,7 @@ def _process_seconds() -> float:
       return float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
   except (OSError, ValueError):
     return 0.0
+
+
+# The start of the process belongs to the first run in it.
+_starts = iter([time.time() - _process_seconds()])

@@ -50,7 +50,9 @@ class Config:
       )
     for name in ("max_bad_in_row", "max_rollbacks"):
       if getattr(self, name) < 1:
-        raise ValueError(f"guard.{name}={getattr(self, name)} must be positive.")
+        raise ValueError(
+          f"guard.{name}={getattr(self, name)} must be positive."
+        )
 
 
 # Unchecked: as a pytree it also carries shardings and shapes.
@@ -261,7 +263,9 @@ class Watch:
       "bad_grads": _named(self._names, verdict.finite_grads),
       "documents": documents,
     }
-    (place.parent / f"{place.name}.json").write_text(json.dumps(found, indent=1))
+    (place.parent / f"{place.name}.json").write_text(
+      json.dumps(found, indent=1)
+    )
     arrays = {
       field.name: np.asarray(getattr(batch, field.name))
       for field in dataclasses.fields(batch)

@@ -20,7 +20,6 @@ from train.core.state import TrainState
 from train.core.step import Metrics, Step
 from train.core.track import Tracker
 
-
 _STARVING = 0.2  # share of the time that waits for data: said once
 _STARVED = (
   "the devices wait for data {:.0%} of the time: raise batch.n_ahead, put the "
@@ -100,7 +99,10 @@ def compile_step(
   """
   start = time.perf_counter()
   places = jax.tree.map(lambda x: x.sharding, state)
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+  everywhere = layout.replicated  # what each host reads
+  jitted = jax.jit(
+    step, donate_argnums=0, out_shardings=(places, everywhere, everywhere)
+  )
   with layout.use():
     compiled = jitted.lower(state, batch).compile()
   return compiled, time.perf_counter() - start
@@ -252,7 +254,9 @@ def divide(steps: list[Metrics]) -> dict[str, float]:
     name: [sum(float(m[name][i]) for m in on_host) for i in (0, 1)]
     for name in on_host[0]
   }
-  return {name: value / weight for name, (value, weight) in sums.items() if weight}
+  return {
+    name: value / weight for name, (value, weight) in sums.items() if weight
+  }
 
 
 class _Pace:

@@ -1,8 +1,8 @@
 """What every training entrypoint shares: from an objective to a checkpoint.
 
-    with run.opened(config, workdir) as session:
-      s = ...                        # devices, data, model
-      return run.train(session, config, s, objective, SECTIONS)
+with run.opened(config, workdir) as session:
+  s = ...                        # devices, data, model
+  return run.train(session, config, s, objective, SECTIONS)
 """
 
 import contextlib
@@ -176,7 +176,11 @@ class _Source:
   ) -> tuple[TrainState, dict[str, Any]]:
     """Of a life: sets the place in the data too; what the loop kept."""
     first, progress = self._find()
-    loop_state = {"stopping": stopping.start(), "n_batches": 0, "n_gone_back": 0}
+    loop_state = {
+      "stopping": stopping.start(),
+      "n_batches": 0,
+      "n_gone_back": 0,
+    }
     if progress:
       batches.restore(progress.data)
       loop_state = dict(progress.loop)

@@ -126,7 +126,7 @@ class Files(Terminal):
     kept = [row for row in rows(self._workdir) if row["step"] <= step]
     part = self._workdir / "metrics.jsonl.part"  # a kill tears no log
     part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    part.rename(path)
+    part.replace(path)
     self._jsonl = path.open("a")
     self._board = tensorboardX.SummaryWriter(
       str(self._workdir), purge_step=step + 1 if step else None, flush_secs=10

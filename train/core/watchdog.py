@@ -18,7 +18,7 @@ class Watchdog:
     file: where the stacks are written; it must be a real file.
   """
 
-  def __init__(self, seconds: float, file: TextIO | None = None):
+  def __init__(self, seconds: int, file: TextIO | None = None):
     self._seconds, self._file = seconds, file
 
   def beat(self) -> None:
