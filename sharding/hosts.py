@@ -31,12 +31,14 @@ class Cluster:
 
 
 def initialize(timeout_seconds: float = 300) -> None:
-  """Joins the processes of this run; does nothing where there is but one.
+  """Joins the processes of this run, once; nothing where there is but one.
 
   Raises:
     ValueError: settings that contradict each other.
     TimeoutError: names the processes that did not come in time.
   """
+  if jax.distributed.is_initialized():
+    return
   cluster = find(os.environ)
   if cluster is None:
     on_tpu_vm = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")

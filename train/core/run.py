@@ -39,8 +39,6 @@ from train.core import (
 from train.core.state import TrainState
 from train.evaluators import suite
 
-PREEMPTED = 75  # exit code: start again, and the run goes on
-
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -66,8 +64,7 @@ def opened(workdir: epath.Path, hang_seconds: int) -> Iterator[Session]:
   hosts.initialize()
   is_first = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
-    if is_first:
-      stack.enter_context(lock.hold(workdir))
+    stack.enter_context(lock.hold(workdir))
     asked = stack.enter_context(preemption.Preemption())
     dog = stack.enter_context(watchdog.Watchdog(hang_seconds))
     ledger = goodput.Ledger(workdir if is_first else None, dog.beat)
@@ -94,7 +91,7 @@ def train(
     sections: of the entrypoint.
 
   Returns:
-    The exit code: 0, or PREEMPTED.
+    The exit code: 0, or that of a preemption.
   """
   workdir, ledger, say = session.workdir, session.ledger, session.say
   settings = setup.settle(config, workdir, sections, say)
@@ -160,7 +157,7 @@ def train(
     )
   if not is_over:
     say("preempted, and saved: start again to go on")
-  return 0 if is_over else PREEMPTED
+  return 0 if is_over else preemption.EXIT_CODE
 
 
 class _Source:
