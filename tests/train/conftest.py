@@ -77,6 +77,7 @@ def page(corpus):
       "schedule": {"name": "cosine", "warmup_steps": 2},
       "mesh": {"data": 8},
       "train": {"steps": 6, "log_every_steps": 1},
+      "guard": {},
       "checkpoint": {},
       "eval": {"during": (), "final": ("perplexity",)},
       "generate": {"max_tokens": 8},

@@ -37,8 +37,9 @@ _LEAST_LOSS, _LEAST_GRAD = 0.01, 0.1
 class Config:
   """What is a spike, and when it is time to go back."""
 
-  # Robust deviations over the median; 0: no loss is too high. 10 lets less than
-  # one of 10,000 steps of a heavy-tailed loss (Student's t, 4) through as bad.
+  # Robust deviations over the median; 0: no loss is too high. 10 calls at most
+  # one of 10,000 harmless steps bad where the noise is heavy-tailed (Student's
+  # t of 6 degrees).
   spike_sigmas: float = 10.0
   max_bad_in_row: int = 4  # then the run goes back to its last checkpoint
   max_rollbacks: int = 4  # then it stops: it would only go round in circles

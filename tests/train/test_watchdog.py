@@ -1,0 +1,46 @@
+"""A hang becomes stacks and an exit: T9."""
+
+import subprocess
+import sys
+
+HANGS = """
+import threading
+from train.core import watchdog
+
+def waits_for_a_peer():
+  threading.Event().wait()
+
+threading.Thread(target=waits_for_a_peer, daemon=True).start()
+
+def never_ends():
+  while True:
+    pass
+
+with watchdog.Watchdog(1):
+  never_ends()
+"""
+
+
+def _run(program):
+  return subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+  )
+
+
+def test_a_hang_tells_all_stacks_and_exits():
+  done = _run(HANGS)
+  assert done.returncode == 1
+  assert "never_ends" in done.stderr and "waits_for_a_peer" in done.stderr
+
+
+def test_what_beats_goes_on():
+  done = _run(
+    "import time\n"
+    "from train.core import watchdog\n"
+    "with watchdog.Watchdog(1) as dog:\n"
+    "  for _ in range(8):\n"
+    "    time.sleep(0.2)\n"
+    "    dog.beat()\n"
+    "time.sleep(1.2)\n"
+  )
+  assert (done.returncode, done.stderr) == (0, "")
