@@ -138,12 +138,7 @@ def train(
       first,
       stream,
       put=s.put,
-      meter=loop.Meter(
-        tokens_per_step=config.batch.size * config.batch.length,
-        flops_per_token=flops.train_per_token(s.model, config.batch.length),
-        peak_flops=hardware.peak_flops(s.model.dtype),
-        lr=lambda i: float(factor(i)) * getattr(config.optim, "lr", 1.0),
-      ),
+      meter=_meter(config, s, factor),
       tracker=tracker,
       checkpoints=checkpoints,
       evaluators=suite.make(
@@ -158,6 +153,17 @@ def train(
   if not is_over:
     say("preempted, and saved: start again to go on")
   return 0 if is_over else preemption.EXIT_CODE
+
+
+def _meter(
+  config: door.Config, s: setup.Setup, factor: Callable[[int], Any]
+) -> loop.Meter:
+  return loop.Meter(
+    tokens_per_step=config.batch.size * config.batch.length,
+    flops_per_token=flops.train_per_token(s.model, config.batch.length),
+    peak_flops=hardware.peak_flops(s.model.dtype),
+    lr=lambda i: float(factor(i)) * getattr(config.optim, "lr", 1.0),
+  )
 
 
 class _Source:

@@ -71,47 +71,61 @@ def make(
       )
       return total / weight
 
+    loss = loss_sum / weight
     updates, opt_state = optimizer.update(
       grads,
       state.opt_state,
       params,
-      value=loss_sum / weight,
+      value=loss,
       grad=grads,
       value_fn=mean_loss,  # traced only by optimizers that search along a line
     )
-    grad_norm = optax.tree.norm(grads)
-    verdict, history = guard.judge(
-      judge,
-      state.guard,
-      loss=loss_sum / weight,
-      grad_norm=grad_norm,
-      params=params,
-      grads=grads,
-      batch=batch,
-      overflows=precision.is_scaled(state.opt_state),
-    )
-
-    def chosen(new, old):
-      return jax.tree.map(
-        lambda n, o: jnp.where(verdict.is_good, n, o), new, old
-      )
-
-    one = jnp.ones(())
-    metrics["grad_norm"] = (grad_norm, one)
-    metrics["update_norm"] = (optax.tree.norm(updates), one)
-    metrics |= precision.metrics(opt_state)
-    # A bad step adds nothing: a single NaN would be all that is left of a sum.
-    metrics = jax.tree.map(lambda x: jnp.where(verdict.is_good, x, 0), metrics)
-    metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
     new = TrainState(
       state.step + 1,
-      chosen(optax.apply_updates(params, updates), params),
-      chosen(opt_state, state.opt_state),
-      history,
+      optax.apply_updates(params, updates),
+      opt_state,
+      state.guard,
     )
-    return new, metrics, verdict
+    metrics["update_norm"] = (optax.tree.norm(updates), jnp.ones(()))
+    metrics |= precision.metrics(opt_state)
+    return _judged(judge, state, new, loss, grads, batch, metrics)
 
   return step
+
+
+def _judged(
+  config: guard.Config,
+  old: TrainState,
+  new: TrainState,
+  loss: Array,
+  grads: Any,
+  batch: Batch,
+  metrics: Metrics,
+) -> tuple[TrainState, Metrics, guard.Verdict]:
+  """The new state where the step is good; else the old one, but its number."""
+  grad_norm, one = optax.tree.norm(grads), jnp.ones(())
+  verdict, history = guard.judge(
+    config,
+    old.guard,
+    loss=loss,
+    grad_norm=grad_norm,
+    params=old.params,
+    grads=grads,
+    batch=batch,
+    overflows=precision.is_scaled(old.opt_state),
+  )
+
+  def chosen(new, old):
+    return jax.tree.map(lambda n, o: jnp.where(verdict.is_good, n, o), new, old)
+
+  # A bad step adds nothing: a single NaN would be all that is left of a sum.
+  metrics["grad_norm"] = (grad_norm, one)
+  metrics = chosen(metrics, jax.tree.map(jnp.zeros_like, metrics))
+  metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
+  params, opt_state = chosen(
+    (new.params, new.opt_state), (old.params, old.opt_state)
+  )
+  return TrainState(new.step, params, opt_state, history), metrics, verdict
 
 
 def over_micro_batches(
