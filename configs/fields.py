@@ -3,7 +3,7 @@
 A setting is None, bool, int, float, str, a Literal, a tuple, a dict with str
 keys, or a dataclass of such; a union holds at most one dataclass. Nothing else
 can be configured, so a config is data: it round-trips through JSON exactly and
-can name no code.
+can name no code. Numbers have ranges (configs/ranges.py).
 """
 
 import ast
@@ -18,7 +18,9 @@ import tokenize
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from configs import ranges
 
 # Section of a page -> its dataclass, or what the section's key `name` may pick.
 Sections = Mapping[str, type | Mapping[str, type]]
@@ -76,15 +78,31 @@ def make(cls: type, values: Mapping[str, Any], key: str, base: Any = None):
     raise ValueError(f"{key}{joint}{said}") from error
 
 
+def check(config: Any) -> None:
+  """Checks the type and the range of every field; call it in __post_init__.
+
+  Raises:
+    ValueError: the first field that does not fit.
+  """
+  for name, hint in hints_of(type(config)).items():
+    cast(getattr(config, name), hint, name)
+
+
 def cast(value: Any, hint: Any, key: str) -> Any:
   """Checks a plain value against a type; int becomes float, list tuple."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if hint is Any:
     return value
-  if hint is float and type(value) in (int, float) and math.isfinite(value):
+  if hint is float and type(value) in (int, float) and _is_finite(value):
     return float(value)
-  if hint in (bool, int, str, types.NoneType) and type(value) is hint:
+  if hint is str and type(value) is str and _is_text(value):
     return value
+  if hint in (bool, int, types.NoneType) and type(value) is hint:
+    return value
+  if origin is Annotated and _fits(value, args[0]):
+    value = cast(value, args[0], key)
+    if ranges.holds(args[1], value):
+      return value
   if origin is typing.Literal and value in args:
     return value
   if origin is tuple and isinstance(value, (tuple, list)):
@@ -108,6 +126,21 @@ def cast(value: Any, hint: Any, key: str) -> Any:
   raise ValueError(f"{key}={value!r}: expected {show(hint)}.")
 
 
+def _is_finite(number: float) -> bool:
+  try:
+    return math.isfinite(number)
+  except OverflowError:  # an int beyond all floats
+    return False
+
+
+def _is_text(text: str) -> bool:
+  """Tells whether a file's name could be it: no NUL, no half a surrogate."""
+  try:
+    return b"\0" not in text.encode()
+  except UnicodeEncodeError:
+    return False
+
+
 def parse(text: str, hint: Any, key: str) -> Any:
   """Reads text from the command line as a value of a type.
 
@@ -126,6 +159,8 @@ _UNREADABLE = object()
 def _read(text: str, hint: Any) -> Any:
   """Gives the plain value that text spells under one type of a union."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return _read(text, args[0])
   if hint is str:
     return text
   if hint is types.NoneType:
@@ -196,7 +231,7 @@ def plain(value: Any) -> Any:
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
   """Maps each field that can be set to its type."""
-  hints = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls, include_extras=True)
   return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
@@ -264,13 +299,19 @@ def show(hint: Any) -> str:
   """Spells a type as a person would write it."""
   if typing.get_origin(hint) is typing.Literal:
     return " | ".join(map(str, typing.get_args(hint)))
+  if typing.get_origin(hint) is Annotated:
+    plain_type, spelt = typing.get_args(hint)
+    return f"{show(plain_type)} {ranges.show(spelt)}"
   if dataclasses.is_dataclass(hint) or hint in (bool, int, float, str):
     return hint.__name__
   if hint is types.NoneType:
     return "None"
   if _is_union(hint):
     return " | ".join(show(option) for option in typing.get_args(hint))
-  return str(hint).replace("typing.", "").replace("collections.abc.", "")
+  if parts := typing.get_args(hint):
+    shown = ("..." if part is ... else show(part) for part in parts)
+    return f"{typing.get_origin(hint).__name__.lower()}[{', '.join(shown)}]"
+  return str(hint)
 
 
 @functools.cache

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from configs import fields
+from configs.ranges import Count
 from data import mixture, packing, store
 from data.batch import Batch
 
@@ -28,19 +30,15 @@ State = dict[str, Any]  # plain JSON: row -> place, and "made_from"
 class Config:
   """The shape of a batch and how it is filled."""
 
-  size: int = 32  # rows in the global batch
-  length: int = 256  # tokens in a row
+  size: Count = 32  # rows in the global batch
+  length: Count = 256  # tokens in a row
   # "segments": a token sees its own document only. "stream": all before it.
   packing: Literal["segments", "stream"] = "segments"
-  n_interleaved: int = 1  # documents that a row reads in turn, a row from each
-  n_ahead: int = 4  # batches that are made while the devices work
+  n_interleaved: Count = 1  # documents that a row reads in turn, a row of each
+  n_ahead: Count = 4  # batches that are made while the devices work
 
   def __post_init__(self):
-    for name in ("size", "length", "n_interleaved", "n_ahead"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"batch.{name}={getattr(self, name)} must be at least 1."
-        )
+    fields.check(self)
 
 
 class Origin(NamedTuple):

@@ -26,7 +26,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from configs import door
+from configs import door, fields
+from configs.ranges import Bytes, Fraction, Positive
 from data import sources as sources_lib
 from data import store as store_lib
 from data import tokenizer as tokenizer_lib
@@ -40,33 +41,23 @@ class Config:
   """Which documents to prepare, and where the store lies."""
 
   sources: tuple[str, ...] = ("stdlib",)  # see data/sources.py
-  weights: tuple[
-    float, ...
-  ] = ()  # share of tokens by source; () is as they are
+  weights: tuple[Positive, ...] = ()  # shares of tokens; () is as they are
   text_key: str = "text"  # of a JSON line
-  heldout_fraction: float = 0.02  # of the documents
-  shard_bytes: int = 256 << 20  # of ids in a shard, before compression
+  heldout_fraction: Fraction = 0.02  # of the documents
+  shard_bytes: Bytes = 256 << 20  # of ids in a shard, before compression
   path: str = ""  # the store's folder; "" is WORKDIR/store
 
   def __post_init__(self):
-    if not self.sources:
-      raise ValueError("data.sources is empty: name at least one source.")
+    fields.check(self)
+    if not all(self.sources) or not self.sources:
+      raise ValueError(
+        f"data.sources={self.sources} names nothing: give at least one source."
+      )
     if self.weights and len(self.weights) != len(self.sources):
       raise ValueError(
         f"data.weights={self.weights} has {len(self.weights)} shares for"
         f" {len(self.sources)} sources: give one each, or none."
       )
-    if any(weight <= 0 for weight in self.weights):
-      raise ValueError(
-        f"data.weights={self.weights}: each share must be positive. Leave a"
-        " source out of data.sources to have none of it."
-      )
-    if not 0 <= self.heldout_fraction < 1:
-      raise ValueError(
-        f"data.heldout_fraction={self.heldout_fraction} is not in [0, 1)."
-      )
-    if self.shard_bytes < 1:
-      raise ValueError(f"data.shard_bytes={self.shard_bytes} must be positive.")
 
 
 SECTIONS = {"data": Config, "tokenizer": tokenizer_lib.Config}

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import io
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, SupportsInt
@@ -27,6 +28,9 @@ import sentencepiece
 import tokenizers
 from etils import epath
 from jaxtyping import Int
+
+from configs import fields
+from configs.ranges import Bytes, Count
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 CONTROLS = ("<pad>", "<s>", "</s>")  # the names of ids 0, 1, 2
@@ -39,6 +43,13 @@ Kind = Literal[
   "bytes",
   "saved",
 ]
+_BYTES = 3 + 256
+_SIZES = {  # kind -> fewest and most ids; SentencePiece has one for unknowns
+  "sentencepiece_unigram": (_BYTES + 1, math.inf),
+  "sentencepiece_bpe": (_BYTES + 1, math.inf),
+  "tokenizers_bpe": (_BYTES, math.inf),
+  "bytes": (_BYTES, _BYTES),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +57,13 @@ class Config:
   """Which tokenizer to train, or `kind="saved"` and where it lies."""
 
   kind: Kind = "sentencepiece_bpe"  # "saved" reads `path`, others are trained
-  vocab_size: int = 4096  # ids, the controls and single bytes included
+  vocab_size: Count = 4096  # ids, the controls and single bytes included
   path: str = ""  # folder with tokenizer.*, of kind "saved" only
-  sample_bytes: int = 4_000_000  # text to train on, drawn over all documents
+  sample_bytes: Bytes = 4_000_000  # text to train on, drawn over all documents
   spanning: bool = False  # pieces may span spaces (SuperBPE, 2503.13423)
 
   def __post_init__(self):
+    fields.check(self)
     if (self.kind == "saved") != bool(self.path):
       raise ValueError(
         f"tokenizer.path={self.path!r} with tokenizer.kind={self.kind!r}: a"
@@ -62,9 +74,12 @@ class Config:
         f"tokenizer.spanning=True with tokenizer.kind={self.kind!r}: only the"
         " sentencepiece kinds have pieces that span spaces."
       )
-    if self.sample_bytes <= 0:
+    least, most = _SIZES.get(self.kind, (1, math.inf))
+    if not least <= self.vocab_size <= most:
       raise ValueError(
-        f"tokenizer.sample_bytes={self.sample_bytes} must be positive."
+        f"tokenizer.vocab_size={self.vocab_size} with tokenizer.kind="
+        f"{self.kind!r}: controls and bytes make it {least}"
+        f"{'' if least == most else ' or more'}."
       )
 
 

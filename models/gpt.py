@@ -5,11 +5,14 @@ layers that write to the residual stream start smaller by sqrt(2 L), section 2.3
 """
 
 import dataclasses
+from typing import Literal
 
 from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from configs import fields
+from configs.ranges import Count, Epsilon, Fraction
 from models.cache import Cache, LayerCache
 from models.layers import mask, stack
 from models.layers.attention import Attention
@@ -22,30 +25,25 @@ from models.layers.norm import LayerNorm
 class Config:
   """Sizes as in the paper; parameters are fp32 whatever `dtype` is."""
 
-  vocab_size: int = 50_257
-  max_length: int = 1024  # tokens; there are no positions beyond
-  d_model: int
-  n_layers: int
-  n_heads: int
-  d_ff: int
-  norm_epsilon: float = 1e-5
-  activation: str = "gelu_tanh"
-  dropout: float = 0.0  # embeddings and each residual branch; 0.1 in GPT-2
-  dtype: str = "bfloat16"  # of the computation
-  remat: str = "none"  # a policy of models/layers/stack.py
+  vocab_size: Count = 50_257
+  max_length: Count = 1024  # tokens; there are no positions beyond
+  d_model: Count
+  n_layers: Count
+  n_heads: Count
+  d_ff: Count
+  norm_epsilon: Epsilon = 1e-5
+  activation: Literal[*ACTIVATIONS] = "gelu_tanh"
+  dropout: Fraction = 0.0  # embeddings and each residual branch; 0.1 in GPT-2
+  dtype: stack.Dtype = "bfloat16"  # of the computation
+  remat: stack.Remat = "none"  # what the backward pass finds saved
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 
   def __post_init__(self):
-    stack.check(self)
+    fields.check(self)
     if self.d_model % self.n_heads:
       raise ValueError(
         f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: "
         "the heads share the width evenly."
-      )
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(
-        f"activation={self.activation!r} must be one of "
-        f"{', '.join(ACTIVATIONS)}."
       )
 
   # What a decoder-only architecture tells the cache and the FLOP count.

@@ -6,11 +6,14 @@ keys): 2505.09388.  SmolLM2: 2502.02737.
 """
 
 import dataclasses
+from typing import Annotated, Literal
 
 from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from configs import fields
+from configs.ranges import Count, Epsilon, Fraction
 from models.cache import Cache, LayerCache
 from models.layers import mask, position, stack
 from models.layers.attention import Attention
@@ -23,54 +26,53 @@ from models.layers.norm import RMSNorm
 class Config:
   """Sizes as in the papers; parameters are fp32 whatever `dtype` is."""
 
-  vocab_size: int
-  d_model: int
-  n_layers: int
-  n_heads: int
-  n_kv_heads: int
-  d_head: int
-  d_ff: int
-  max_length: int = 2048  # tokens; the longest text that it is meant to read
-  rope_theta: float = 10_000.0  # base of the rotary frequencies; Llama 1, 2
+  vocab_size: Count
+  d_model: Count
+  n_layers: Count
+  n_heads: Count
+  n_kv_heads: Count
+  d_head: Count
+  d_ff: Count
+  max_length: position.Length = 2048  # tokens; the longest text it shall read
+  # Base of the rotary frequencies; 10,000 in Llama 1 and 2.
+  rope_theta: Annotated[float, "(1, inf)"] = 10_000.0
   rope_scaling: position.Scaling | None = None  # beyond the trained length
-  norm_epsilon: float = 1e-5  # Llama 2, 3, Mistral; 1e-6 in Llama 1, Qwen
+  norm_epsilon: Epsilon = 1e-5  # Llama 2, 3, Mistral; 1e-6 in Llama 1, Qwen
   tied: bool = False  # the output head is the embedding
   qkv_biased: bool = False  # Qwen2
   qk_normed: bool = False  # Qwen3
-  window: int | None = None  # tokens that a "sliding" layer sees
-  pattern: tuple[str, ...] = ("full",)  # kinds: full, sliding
-  dropout: float = 0.0  # on each residual branch
-  dtype: str = "bfloat16"  # of the computation
-  remat: str = "none"  # a policy of models/layers/stack.py
+  window: Count | None = None  # tokens that a "sliding" layer sees
+  pattern: tuple[Literal["full", "sliding"], ...] = ("full",)  # repeated
+  dropout: Fraction = 0.0  # on each residual branch
+  dtype: stack.Dtype = "bfloat16"  # of the computation
+  remat: stack.Remat = "none"  # what the backward pass finds saved
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 
   def __post_init__(self):
-    stack.check(self)
+    fields.check(self)
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every kv head serves the same number of heads."
       )
-    if unknown := set(self.pattern) - {"full", "sliding"}:
+    if not self.pattern or self.n_layers % len(self.pattern):
       raise ValueError(
-        f"pattern={self.pattern} has {sorted(unknown)}: a layer is full or "
-        "sliding."
+        f"n_layers={self.n_layers} is not a multiple of the "
+        f"{len(self.pattern)} layers of pattern={self.pattern}."
       )
     if ("sliding" in self.pattern) != (self.window is not None):
       raise ValueError(
         f"window={self.window} with pattern={self.pattern}: a window goes "
         "with sliding layers, and sliding layers with a window."
       )
-    if self.window is not None and self.window < 1:
-      raise ValueError(f"window={self.window} must be positive.")
     if self.d_head % 2:
       raise ValueError(
         f"d_head={self.d_head} is odd: rotary positions turn pairs."
       )
-    if self.max_length > position.LONGEST:
+    if self.d_head == 2 and getattr(self.rope_scaling, "kind", "") == "ntk":
       raise ValueError(
-        f"max_length={self.max_length}: rotary positions are exact up to "
-        f"{position.LONGEST:,}."
+        "d_head=2 has one frequency, and rope_scaling.kind=ntk changes all but "
+        "the first: give d_head=4 or more."
       )
 
 

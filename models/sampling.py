@@ -6,38 +6,33 @@ Applied in this order, as in transformers: repetition penalty (arXiv
 """
 
 import dataclasses
+from typing import Annotated
 
 import flax.struct
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from configs import fields
+from configs.ranges import Count, Natural, NonNegative, Positive, Share
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """What a person asks for; None leaves a cut out."""
 
-  max_tokens: int = 256  # new tokens at most
-  temperature: float = 1.0  # 0 takes the likeliest token
-  top_k: int | None = None  # the k likeliest tokens
-  top_p: float | None = None  # the likeliest ones that reach this mass
-  min_p: float | None = None  # those as likely as min_p times the likeliest
-  repetition_penalty: float | None = None  # of tokens that occurred; above 1
+  max_tokens: Count = 256  # new tokens at most
+  temperature: NonNegative = 1.0  # 0 takes the likeliest token
+  top_k: Count | None = None  # the k likeliest tokens
+  # The likeliest ones that reach this mass.
+  top_p: Annotated[float, "(0, 1]"] | None = None
+  min_p: Share | None = None  # those as likely as min_p times the likeliest
+  repetition_penalty: Positive | None = None  # of tokens that occurred; above 1
   stop: tuple[str, ...] = ()  # strings that end the text; not part of it
-  seed: int = 0  # the same seed and prompt give the same text
+  seed: Natural = 0  # the same seed and prompt give the same text
 
   def __post_init__(self):
-    _check(self, "max_tokens", self.max_tokens >= 1, "at least 1")
-    _check(self, "temperature", self.temperature >= 0, "0 (greedy) or more")
-    if self.top_k is not None:
-      _check(self, "top_k", self.top_k >= 1, "at least 1; None keeps all")
-    if self.top_p is not None:
-      _check(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]; None keeps all")
-    if self.min_p is not None:
-      _check(self, "min_p", 0 <= self.min_p <= 1, "in [0, 1]; None keeps all")
-    if self.repetition_penalty is not None:
-      allowed = "positive; None for no penalty"
-      _check(self, "repetition_penalty", self.repetition_penalty > 0, allowed)
+    fields.check(self)
     if "" in self.stop:
       raise ValueError(
         f"stop={self.stop} has an empty string: it ends at once."
@@ -50,11 +45,6 @@ class Config:
             "which takes the likeliest token: raise the temperature or set "
             f"{name}=None."
           )
-
-
-def _check(config: Config, name: str, right: bool, allowed: str) -> None:
-  if not right:
-    raise ValueError(f"{name}={getattr(config, name)} must be {allowed}.")
 
 
 @flax.struct.dataclass

@@ -99,14 +99,14 @@ def rope(theta: float, scaling: Scaling | None, length: int) -> dict:
     parameters |= {"rope_type": "dynamic", "factor": s.factor - 1}
     length //= 2
   if s.kind == "yarn":
-    low, high = s.turns(1.0, 32.0)
+    low, high = s.turns
     parameters |= {
       "beta_slow": low,
       "beta_fast": high,
       "attention_factor": s.attention_factor,
     }
   if s.kind == "llama3":
-    low, high = s.turns(1.0, 4.0)
+    low, high = s.turns
     parameters |= {"low_freq_factor": low, "high_freq_factor": high}
   if s.original_length is not None:
     parameters["original_max_position_embeddings"] = s.original_length

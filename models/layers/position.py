@@ -7,37 +7,36 @@ are right to 1e-7 at any position; a bf16 phase errs by 2.0 below position 4096.
 
 import dataclasses
 import math
+from typing import Annotated, Literal
 
 import flax.struct
 import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from configs import fields
+from configs.ranges import Positive
+
 _BLOCK = 1024  # positions are read as high * 1024 + low
 LONGEST = _BLOCK**2  # positions of a text: 1,048,576
+Length = Annotated[int, f"[1, {LONGEST}]"]  # phases are exact so far
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaling:
   """How rotary frequencies are stretched beyond the trained length."""
 
-  kind: str  # linear, ntk, yarn or llama3
-  factor: float  # new length / original length
-  original_length: int | None = None  # tokens; yarn, llama3
-  low: float | None = None  # turns stretched in full; yarn 1, llama3 1
-  high: float | None = None  # turns left as they are; yarn 32, llama3 4
-  attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+  kind: Literal["linear", "ntk", "yarn", "llama3"]
+  factor: Annotated[float, "[1, inf)"]  # new length / original length
+  original_length: Length | None = None  # tokens; yarn, llama3
+  low: Positive | None = None  # turns stretched in full; yarn 1, llama3 1
+  high: Positive | None = None  # turns left as they are; yarn 32, llama3 4
+  attention_factor: Positive | None = None  # yarn; None: 0.1 ln(factor) + 1
 
   def __post_init__(self):
-    if self.kind not in _SCALINGS:
-      raise ValueError(
-        f"kind={self.kind!r} is no rope scaling: choose one of "
-        f"{', '.join(_SCALINGS)}."
-      )
-    if self.factor < 1:
-      raise ValueError(f"factor={self.factor} must be at least 1.")
+    fields.check(self)
     by_turns = self.kind in ("yarn", "llama3")
-    if by_turns and (self.original_length or 0) < 1:
+    if by_turns and self.original_length is None:
       raise ValueError(
         f"original_length={self.original_length}: {self.kind} needs the "
         "number of tokens that the base model was trained on."
@@ -50,12 +49,20 @@ class Scaling:
           f"{name}={getattr(self, name)} says nothing to {self.kind} scaling: "
           "leave it None."
         )
+    low, high = self.turns
+    if low >= high:
+      raise ValueError(
+        f"low={low} must be below high={high}: between them stretching fades."
+      )
 
-  def turns(self, low: float, high: float) -> tuple[float, float]:
-    """The range of turns over which stretching fades, or these defaults."""
+  @property
+  def turns(self) -> tuple[float, float]:
+    """The range of turns over which stretching fades."""
     return (
-      low if self.low is None else self.low,
-      high if self.high is None else self.high,
+      1.0 if self.low is None else self.low,
+      (32.0 if self.kind == "yarn" else 4.0)
+      if self.high is None
+      else self.high,
     )
 
 
@@ -70,7 +77,7 @@ def _ntk(frequency, d_head, theta, s):
 
 
 def _llama3(frequency, d_head, theta, s):
-  low, high = s.turns(1.0, 4.0)
+  low, high = s.turns
   turns = s.original_length * frequency / (2 * math.pi)
   keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
   return frequency * (keep + (1 - keep) / s.factor), 1.0
@@ -81,7 +88,7 @@ def _yarn(frequency, d_head, theta, s):
     length = s.original_length / (turns * 2 * math.pi)
     return d_head * math.log(length) / (2 * math.log(theta))
 
-  low, high = s.turns(1.0, 32.0)
+  low, high = s.turns
   first = max(math.floor(dimension(high)), 0)
   last = min(math.ceil(dimension(low)), d_head - 1)
   ramp = (np.arange(d_head // 2) - first) / max(last - first, 1e-3)

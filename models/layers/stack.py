@@ -6,7 +6,7 @@ Params: {"layers": {"block_0": ...}} with a leading dimension when scanned,
 {"layer_0": ..., "layer_1": ...} when not.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -30,17 +30,8 @@ REMAT: dict[str, Any] = {
   "save_widened": _save.save_only_these_names("widened"),
 }
 
-_SIZES = (
-  "vocab_size",
-  "max_length",
-  "d_model",
-  "n_layers",
-  "n_heads",
-  "n_kv_heads",
-  "d_head",
-  "d_ff",
-)
-DTYPES = ("float32", "bfloat16", "float16")
+Remat = Literal[*REMAT]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @flax.struct.dataclass
@@ -50,32 +41,6 @@ class Side:
   mask: Mask
   rotary: Rotary | None = None
   deterministic: bool = flax.struct.field(pytree_node=False, default=True)
-
-
-def check(config: Any) -> None:
-  """Checks what the configs of all architectures share.
-
-  Raises:
-    ValueError: a size is not positive, the pattern does not divide the
-      layers, or no such policy, type or rate.
-  """
-  c = config
-  for name in _SIZES:
-    if getattr(c, name) < 1:
-      raise ValueError(f"{name}={getattr(c, name)} must be positive.")
-  if not c.pattern or c.n_layers % len(c.pattern):
-    raise ValueError(
-      f"n_layers={c.n_layers} is not a multiple of the pattern {c.pattern} of "
-      f"{len(c.pattern)} layers."
-    )
-  if c.remat not in REMAT:
-    raise ValueError(
-      f"remat={c.remat!r} is no policy: choose one of {', '.join(REMAT)}."
-    )
-  if c.dtype not in DTYPES:
-    raise ValueError(f"dtype={c.dtype!r} must be one of {', '.join(DTYPES)}.")
-  if not 0 <= c.dropout < 1:
-    raise ValueError(f"dropout={c.dropout} must lie in [0, 1).")
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -516,5 +516,5 @@ def test_closing_ends_the_thread_at_once(n_taken):
 
 @pytest.mark.parametrize("name", ["size", "length", "n_ahead"])
 def test_settings_that_cannot_be_meant(name):
-  with pytest.raises(ValueError, match=f"batch.{name}=0"):
+  with pytest.raises(ValueError, match=f"{name}=0"):
     Config(**{name: 0})

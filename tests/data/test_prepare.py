@@ -202,11 +202,12 @@ def test_a_store_of_another_tokenizer_is_no_source(store, tmp_path, texts):
 @pytest.mark.parametrize(
   "settings, says",
   [
-    (dict(sources=()), "data.sources is empty"),
+    (dict(sources=()), "names nothing"),
     (dict(weights=(1.0, 2.0)), "2 shares for 1 sources"),
-    (dict(weights=(0.0,)), "must be positive"),
-    (dict(heldout_fraction=1.0), r"not in \[0, 1\)"),
-    (dict(shard_bytes=0), "must be positive"),
+    (dict(sources=("stdlib", "")), "names nothing"),
+    (dict(weights=(0.0,)), r"weights\[0\]=0.0: expected float > 0"),
+    (dict(heldout_fraction=1.0), r"heldout_fraction=1.0: .* in \[0, 1\)"),
+    (dict(shard_bytes=0), "shard_bytes=0"),
   ],
 )
 def test_settings_that_cannot_be_meant(settings, says):

@@ -1,9 +1,8 @@
 """Configs refuse what no model could be, with the name and the value."""
 
-import dataclasses
-
 import pytest
 
+from configs import fields
 from models import gpt, llama
 
 LLAMA = llama.PRESETS["3m"]
@@ -39,4 +38,4 @@ GPT = gpt.PRESETS["gpt2_124m"]
 def test_impossible_models_are_refused_by_name(preset, change):
   name = next(iter(change))
   with pytest.raises(ValueError, match=name):
-    dataclasses.replace(preset, **change)
+    fields.make(type(preset), change, "config.model", preset)

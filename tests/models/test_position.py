@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from configs import fields
 from models.layers.position import Scaling, rotary, rotate
 
 D_HEAD, THETA = 16, 10_000.0
@@ -97,6 +98,8 @@ def test_yarn_sharpens_attention():
     dict(kind="dynamic", factor=2.0),
     dict(kind="linear", factor=0.5),
     dict(kind="linear", factor=2.0, original_length=64),
+    dict(kind="yarn", factor=2.0, original_length=64, low=9.0, high=9.0),
+    dict(kind="llama3", factor=2.0, original_length=64, low=4.0),
     dict(kind="ntk", factor=2.0, low=1.0),
     dict(kind="llama3", factor=2.0),
     dict(kind="llama3", factor=2.0, original_length=64, attention_factor=1.0),
@@ -104,7 +107,7 @@ def test_yarn_sharpens_attention():
 )
 def test_scalings_that_say_nothing_or_nonsense_are_refused(settings):
   with pytest.raises(ValueError, match="="):
-    Scaling(**settings)
+    fields.make(Scaling, settings, "config.model.rope_scaling")
 
 
 @pytest.mark.parity

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import math
+import typing
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from etils import epath
 from jax import numpy as jnp
 
+from configs import fields
 from data import pipeline, prepare
 from data import tokenizer as tokenizers
 from models import families, sampling
@@ -148,7 +150,9 @@ def test_the_suite_by_name(store, tiny):
   params = families.init(tiny, jax.random.key(0))
   config = suite.Config(n_python=2, prompts=("the",))
   settings = sampling.Config(max_tokens=4)
-  made = suite.make(suite.NAMES, config, settings, s, track.Silent())
+  made = suite.make(
+    typing.get_args(suite.Name), config, settings, s, track.Silent()
+  )
   found = {}
   for evaluator in made.values():
     found |= evaluator(params, 3)
@@ -158,8 +162,8 @@ def test_the_suite_by_name(store, tiny):
 
 
 def test_an_unknown_evaluator_is_named():
-  with pytest.raises(ValueError, match="'perplexty' is no evaluator"):
-    suite.Config(during=("perplexty",))
+  with pytest.raises(ValueError, match="perplexity | samples"):
+    fields.make(suite.Config, {"during": ("perplexty",)}, "config.eval")
 
 
 def test_no_held_out_text_is_an_error(tiny):

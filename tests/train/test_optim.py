@@ -560,7 +560,7 @@ def test_without_average_the_parameters_are_evaluated():
   ],
 )
 def test_impossible_values_are_named(name, fields, field):
-  with pytest.raises(ValueError, match=f"optim.{field}="):
+  with pytest.raises(ValueError, match=f"{field}="):
     config(name, **fields)
 
 

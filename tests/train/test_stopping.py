@@ -64,5 +64,5 @@ def test_an_unknown_metric_is_named():
 @pytest.mark.parametrize("fields", [{"patience": 0}, {"min_delta": -1.0}])
 def test_impossible_values_are_named(fields):
   (name,) = fields
-  with pytest.raises(ValueError, match=f"stopping.{name}"):
+  with pytest.raises(ValueError, match=f"{name}="):
     stopping.Config(**fields)

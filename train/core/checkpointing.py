@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from configs import fields
+from configs.ranges import Count, Natural
 from data import pipeline
 from models import checkpoint
 from train.core import optim
@@ -32,14 +34,11 @@ _NONE, _NONE_WHOLE = -1, -2  # in place of a step
 class Config:
   """How often, and how many are kept."""
 
-  every_steps: int = 0  # 0: only the last step, which is always saved
-  keep_last: int = 2  # newest checkpoints that stay
+  every_steps: Natural = 0  # 0: only the last step, which is always saved
+  keep_last: Count = 2  # newest checkpoints that stay
 
   def __post_init__(self):
-    if self.every_steps < 0:
-      raise ValueError(f"every_steps={self.every_steps} must not be negative.")
-    if self.keep_last < 1:
-      raise ValueError(f"keep_last={self.keep_last} must be at least 1.")
+    fields.check(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from configs import fields
+from configs.ranges import Count, Natural
 from data.batch import Batch
 from sharding.rules import Layout
 from train.core import goodput, guard, hardware, optim, stopping
@@ -31,22 +33,17 @@ _STARVED = (
 class Config:
   """How long, and how often what."""
 
-  steps: int  # updates in all; a resumed run goes on to the same number
-  n_micro: int = 1  # parts that a batch is worked through in
-  seed: int = 0  # of initialization, dropout and the order of the data
-  log_every_steps: int = 10
-  eval_every_steps: int = 0  # 0: only after the last step
+  steps: Count  # updates in all; a resumed run goes on to the same number
+  n_micro: Count = 1  # parts that a batch is worked through in
+  seed: Natural = 0  # of initialization, dropout and the order of the data
+  log_every_steps: Count = 10
+  eval_every_steps: Natural = 0  # 0: only after the last step
   stop_early: stopping.Config | None = None  # None: all steps are made
   # Nothing ended for so long: stacks of all threads, and exit. 0: never.
-  hang_seconds: int = 1800
+  hang_seconds: Natural = 1800
 
   def __post_init__(self):
-    for name in ("steps", "n_micro", "log_every_steps"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-    for name in ("eval_every_steps", "hang_seconds"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+    fields.check(self)
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ Weight decay is decoupled for all, p -= lr * weight_decay * p as in AdamW
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,15 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs import fields
+from configs.ranges import (
+  Count,
+  Epsilon,
+  Fraction,
+  NonNegative,
+  Positive,
+  Share,
+)
 from train.core import ema, leaves, per_layer, width
 
 Axes = Any  # a tree like the parameters, of tuples of logical names
@@ -27,32 +36,31 @@ Axes = Any  # a tree like the parameters, of tuples of logical names
 class _Descent:
   """What all have in common that step along a direction."""
 
-  lr: float  # at the peak of the schedule
-  weight_decay: float = 0.0  # per unit of lr
+  lr: Positive  # at the peak of the schedule
+  weight_decay: NonNegative = 0.0  # per unit of lr
   # Patterns of paths that are not decayed; None: all that is no matrix.
   no_decay: tuple[str, ...] | None = None
-  clip: float | None = 1.0  # largest global norm of the gradient; GPT-3
+  clip: Positive | None = 1.0  # largest global norm of the gradient; GPT-3
   mup_width = None  # a setting only of those that it is right for
 
   def __post_init__(self):
-    _check(self, "lr", self.lr > 0, "above 0")
-    _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
-    _check(self, "clip", self.clip is None or self.clip > 0, "above 0 or None")
-    fits = self.no_decay is None or self.weight_decay > 0
-    _check(self, "no_decay", fits, "left out where weight_decay is 0")
-    for name in ("b1", "b2", "momentum"):
-      value = getattr(self, name, 0.0)
-      _check(self, name, 0 <= value < 1, "in [0, 1)")
+    fields.check(self)
+    if self.no_decay is not None and self.weight_decay == 0:
+      raise ValueError(
+        f"no_decay={self.no_decay} changes nothing at weight_decay=0: leave "
+        "it out."
+      )
+    if self.lr * self.weight_decay >= 1:
+      raise ValueError(
+        f"lr={self.lr} times weight_decay={self.weight_decay} is the share of "
+        "each weight that a step takes away: it must stay below 1."
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Averaged(_Descent):
-  ema: float | None = None  # share of the average kept at a step, as 0.999
-
-  def __post_init__(self):
-    super().__post_init__()
-    fits = self.ema is None or 0 < self.ema < 1
-    _check(self, "ema", fits, "in (0, 1) or None")
+  # Share of the average kept at a step, as 0.999.
+  ema: Annotated[float, "(0, 1)"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,54 +68,49 @@ class _Entrywise(_Descent):
   """What those have in common that divide each entry by its size, as Adam."""
 
   # d_model that lr and init were tuned at (width.py); None: no scaling.
-  mup_width: int | None = None
-
-  def __post_init__(self):
-    super().__post_init__()
-    fits = self.mup_width is None or self.mup_width >= 1
-    _check(self, "mup_width", fits, "at least 1 or None")
+  mup_width: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(_Averaged):
   """Gradient descent with momentum as in torch: buffer = m * buffer + g."""
 
-  momentum: float = 0.0
+  momentum: Fraction = 0.0
   nesterov: bool = False
 
   def __post_init__(self):
     super().__post_init__()
-    fits = self.momentum > 0 or not self.nesterov
-    _check(self, "nesterov", fits, "left out where momentum is 0")
+    if self.nesterov and self.momentum == 0:
+      raise ValueError("nesterov=True changes nothing at momentum=0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(_Averaged, _Entrywise):
   """1711.05101; defaults of GPT-3 and Llama."""
 
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
-  weight_decay: float = 0.1
+  b1: Fraction = 0.9
+  b2: Fraction = 0.95
+  eps: Epsilon = 1e-8
+  weight_decay: NonNegative = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LAMB(_Averaged):
   """1904.00962: Adam, each weight's step as long as lr times the weight."""
 
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-6
-  weight_decay: float = 0.01
+  b1: Fraction = 0.9
+  b2: Fraction = 0.999
+  eps: Epsilon = 1e-6
+  weight_decay: NonNegative = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lion(_Averaged, _Entrywise):
   """2302.06675; lr 3 to 10 times smaller than AdamW's, decay as much larger."""
 
-  b1: float = 0.9
-  b2: float = 0.99
-  weight_decay: float = 1.0
+  b1: Fraction = 0.9
+  b2: Fraction = 0.99
+  weight_decay: NonNegative = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,9 +121,9 @@ class Adafactor(_Averaged):
   keeps no first moment.
   """
 
-  decay_power: float = 0.8  # step t weighs t ** -decay_power
-  clip_rms: float = 1.0  # largest rms of a step relative to its weight
-  min_rms: float = 1e-3  # smaller weights move as if they were this large
+  decay_power: Share = 0.8  # step t weighs t ** -decay_power
+  clip_rms: Positive = 1.0  # largest rms of a step relative to its weight
+  min_rms: Positive = 1e-3  # smaller weights move as if they were this large
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,14 +137,14 @@ class Muon(_Averaged):
   as in optax; torch does not.
   """
 
-  momentum: float = 0.95
+  momentum: Fraction = 0.95
   nesterov: bool = True
-  n_iterations: int = 5  # of Newton-Schulz
-  rms: float = 0.2  # of a matrix's step
-  b1: float = 0.9  # of AdamW
-  b2: float = 0.95
-  eps: float = 1e-8
-  weight_decay: float = 0.1
+  n_iterations: Annotated[int, "[1, 100]"] = 5  # of Newton-Schulz
+  rms: Positive = 0.2  # of a matrix's step
+  b1: Fraction = 0.9  # of AdamW
+  b2: Fraction = 0.95
+  eps: Epsilon = 1e-8
+  weight_decay: NonNegative = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,14 +154,11 @@ class ScheduleFree(_Entrywise):
   Meant for a constant schedule with warm-up.
   """
 
-  b1: float = 0.9  # of the interpolation; the average is divided by it
-  b2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.1
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check(self, "b1", self.b1 > 0, "above 0")
+  # Of the interpolation; the average is divided by it.
+  b1: Annotated[float, "(0, 1)"] = 0.9
+  b2: Fraction = 0.999
+  eps: Epsilon = 1e-8
+  weight_decay: NonNegative = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,13 +169,12 @@ class LBFGS:
   The state is 2 * n_pairs + 3 times as large as the parameters.
   """
 
-  n_pairs: int = 10  # steps remembered
-  search_steps: int = 20  # at most, each one value and gradient
+  n_pairs: Annotated[int, "[1, 1000]"] = 10  # steps remembered
+  search_steps: Count = 20  # at most, each one value and gradient
   mup_width = None
 
   def __post_init__(self):
-    for name in ("n_pairs", "search_steps"):
-      _check(self, name, getattr(self, name) >= 1, "at least 1")
+    fields.check(self)
 
 
 Config = SGD | AdamW | LAMB | Lion | Adafactor | Muon | ScheduleFree | LBFGS
@@ -385,10 +384,3 @@ def _in_float32(
 def _decay_mask(axes: Axes, no_decay: tuple[str, ...] | None) -> Any:
   treedef = jax.tree.structure(axes, is_leaf=leaves.is_names)
   return treedef.unflatten(leaves.decayed(axes, no_decay).values())
-
-
-def _check(config: Any, name: str, fits: bool, allowed: str) -> None:
-  if not fits:
-    raise ValueError(
-      f"optim.{name}={getattr(config, name)!r} must be {allowed}."
-    )

@@ -11,12 +11,15 @@ a gradient overflows; that step is then not taken. bf16 and fp32 need none.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from configs import fields
+from configs.ranges import Count
 
 SMALLEST, LARGEST = 2.0**-24, 2.0**24  # scales; past them something is wrong
 
@@ -26,18 +29,11 @@ class Config:
   """How the scale moves."""
 
   # Objectives are sums over tokens, so start below the customary 2**15.
-  init: float = 2.0**10
-  growth_steps: int = 2000  # steps without overflow until it doubles
+  init: Annotated[float, f"[{SMALLEST}, {LARGEST}]"] = 2.0**10
+  growth_steps: Count = 2000  # steps without overflow until it doubles
 
   def __post_init__(self):
-    if not SMALLEST <= self.init <= LARGEST:
-      raise ValueError(
-        f"precision.init={self.init} must lie between {SMALLEST} and {LARGEST}."
-      )
-    if self.growth_steps < 1:
-      raise ValueError(
-        f"precision.growth_steps={self.growth_steps} must be at least 1."
-      )
+    fields.check(self)
 
 
 class ScaledState(NamedTuple):

@@ -11,27 +11,23 @@ import dataclasses
 
 import optax
 
+from configs import fields
+from configs.ranges import Natural, Positive, Share
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant:
   """Stays at the peak."""
 
-  warmup_steps: int = 0  # steps below the peak
+  warmup_steps: Natural = 0  # steps below the peak
 
   def __post_init__(self):
-    if self.warmup_steps < 0:
-      raise ValueError(
-        f"schedule.warmup_steps={self.warmup_steps} must be 0 or more."
-      )
+    fields.check(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Falling(Constant):
-  floor: float = 0.0  # factor at the last step
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_share("floor", self.floor)
+  floor: Share = 0.0  # factor at the last step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,45 +39,33 @@ class Linear(_Falling):
 class Cosine(_Falling):
   """Falls along half a cosine."""
 
-  floor: float = 0.1  # factor at the last step; as in Chinchilla, 2203.15556
+  floor: Share = 0.1  # factor at the last step; as in Chinchilla, 2203.15556
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Polynomial(_Falling):
   """Falls as a power of the share of steps that are left."""
 
-  power: float = 2.0  # 1 is a straight line
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.power <= 0:
-      raise ValueError(
-        f"schedule.power={self.power} must be above 0; 1 is linear."
-      )
+  power: Positive = 2.0  # 1 is a straight line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WSD(_Falling):
   """Warm-up, stable, decay: falls along a straight line at the very end."""
 
-  decay_fraction: float = 0.2  # share of all steps that fall; 2405.18392
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_share("decay_fraction", self.decay_fraction)
+  decay_fraction: Share = 0.2  # share of all steps that fall; 2405.18392
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneCycle:
   """Rises and falls along half cosines; defaults of torch's OneCycleLR."""
 
-  rise_fraction: float = 0.3  # share of all steps up to the peak
-  start: float = 1 / 25  # factor at step 0
-  floor: float = 1 / 250_000  # factor at the last step
+  rise_fraction: Share = 0.3  # share of all steps up to the peak
+  start: Share = 1 / 25  # factor at step 0
+  floor: Share = 1 / 250_000  # factor at the last step
 
   def __post_init__(self):
-    for name in ("rise_fraction", "start", "floor"):
-      _check_share(name, getattr(self, name))
+    fields.check(self)
 
 
 Config = Constant | Linear | Cosine | Polynomial | WSD | OneCycle
@@ -145,8 +129,3 @@ def _fall(config: Config, n_steps: int, total_steps: int) -> optax.Schedule:
       return optax.cosine_decay_schedule(1.0, n_steps, alpha=config.floor)
     case Constant():
       return optax.constant_schedule(1.0)
-
-
-def _check_share(name: str, value: float) -> None:
-  if not 0 <= value <= 1:
-    raise ValueError(f"schedule.{name}={value} must lie between 0 and 1.")

@@ -4,6 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from configs import fields
+from configs.ranges import Count, NonNegative
+
 State = dict[str, float | int | None]
 
 
@@ -13,16 +16,11 @@ class Config:
 
   metric: str = "loss"  # of the evaluators
   higher_is_better: bool = False
-  patience: int = 3  # evaluations in a row without improvement
-  min_delta: float = 0.0  # an improvement is larger than this
+  patience: Count = 3  # evaluations in a row without improvement
+  min_delta: NonNegative = 0.0  # an improvement is larger than this
 
   def __post_init__(self):
-    if self.patience < 1:
-      raise ValueError(f"stopping.patience={self.patience} must be at least 1.")
-    if not self.min_delta >= 0:
-      raise ValueError(
-        f"stopping.min_delta={self.min_delta} must be 0 or more."
-      )
+    fields.check(self)
 
 
 def start() -> State:

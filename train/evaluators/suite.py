@@ -2,36 +2,32 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+from configs import fields
+from configs.ranges import Count
 from models import sampling
 from train.core.loop import Evaluator
 from train.core.setup import Setup
 from train.core.track import Tracker
 from train.evaluators import compression, perplexity, samples, syntax
 
-NAMES = ("perplexity", "samples", "compression", "python")
+Name = Literal["perplexity", "samples", "compression", "python"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """What is looked at while a run goes on, and at its end."""
 
-  during: tuple[str, ...] = ("perplexity", "samples")  # each evaluation
-  final: tuple[str, ...] = ("perplexity", "samples")  # train.evaluate
+  during: tuple[Name, ...] = ("perplexity", "samples")  # each evaluation
+  final: tuple[Name, ...] = ("perplexity", "samples")  # train.evaluate
   prompts: tuple[str, ...] = ("",)  # that samples continue
-  n_python: int = 20  # samples that `python` draws
+  n_python: Count = 20  # samples that `python` draws
 
   def __post_init__(self):
-    for name in (*self.during, *self.final):
-      if name not in NAMES:
-        raise ValueError(
-          f"{name!r} is no evaluator: choose among {', '.join(NAMES)}."
-        )
+    fields.check(self)
     if "samples" in self.during + self.final and not self.prompts:
       raise ValueError("prompts=() leaves samples nothing to continue.")
-    if self.n_python < 1:
-      raise ValueError(f"n_python={self.n_python} must be positive.")
 
 
 def make(

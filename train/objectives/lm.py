@@ -15,6 +15,8 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from configs import fields
+from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
 from models import families
 from models.weights import Weight, einsum
@@ -27,19 +29,12 @@ Sums = dict[str, Float[Array, ""]]
 class Config:
   """What is added to the plain likelihood, and how much is held at once."""
 
-  z_loss: float = 0.0  # weight of log(Z)^2; 1e-4 in PaLM
-  label_smoothing: float = 0.0  # share of the target spread over the vocabulary
-  chunk_tokens: int = 256  # positions of each row whose logits are held at once
+  z_loss: NonNegative = 0.0  # weight of log(Z)^2; 1e-4 in PaLM
+  label_smoothing: Fraction = 0.0  # of the target, spread over the vocabulary
+  chunk_tokens: Count = 256  # of each row, whose logits are held at once
 
   def __post_init__(self):
-    if self.z_loss < 0:
-      raise ValueError(f"z_loss={self.z_loss} must not be negative.")
-    if not 0 <= self.label_smoothing < 1:
-      raise ValueError(
-        f"label_smoothing={self.label_smoothing} must lie in [0, 1)."
-      )
-    if self.chunk_tokens < 1:
-      raise ValueError(f"chunk_tokens={self.chunk_tokens} must be positive.")
+    fields.check(self)
 
 
 def make(config: Config, model: families.Config):
