@@ -24,6 +24,8 @@ from etils import epath
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from configs import fields
+from configs.ranges import Count, NonNegative
 from data.batch import Batch
 
 WINDOW = 128  # good steps that a new one is compared with
@@ -40,20 +42,12 @@ class Config:
   # Robust deviations over the median; 0: no loss is too high. 10 calls at most
   # one of 10,000 harmless steps bad where the noise is heavy-tailed (Student's
   # t of 6 degrees).
-  spike_sigmas: float = 10.0
-  max_bad_in_row: int = 4  # then the run goes back to its last checkpoint
-  max_rollbacks: int = 4  # then it stops: it would only go round in circles
+  spike_sigmas: NonNegative = 10.0
+  max_bad_in_row: Count = 4  # then the run goes back to its last checkpoint
+  max_rollbacks: Count = 4  # then it stops: it would only go round in circles
 
   def __post_init__(self):
-    if not 0 <= self.spike_sigmas < float("inf"):
-      raise ValueError(
-        f"guard.spike_sigmas={self.spike_sigmas} must be 0 (off) or more."
-      )
-    for name in ("max_bad_in_row", "max_rollbacks"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"guard.{name}={getattr(self, name)} must be positive."
-        )
+    fields.check(self)
 
 
 # Unchecked: as a pytree it also carries shardings and shapes.
