@@ -1,0 +1,13 @@
+"""A small dose of benchmarks/faults/storm.py, without its figure."""
+
+import pytest
+from etils import epath
+
+from benchmarks.faults import storm
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path):
+  found = storm.storm(epath.Path(tmp_path), n_kills=2, every=30, tiny=True)
+  assert found["kills"] == 2 and found["identical"]
+  assert 0 < found["goodput"] < found["ideal"] < 1
