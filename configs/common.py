@@ -11,7 +11,7 @@ import ml_collections
 
 SECTIONS = (
   "model", "tokenizer", "data", "batch", "objective", "optim", "schedule",
-  "mesh", "train", "checkpoint", "eval", "generate",
+  "mesh", "train", "guard", "checkpoint", "eval", "generate",
 )  # fmt: skip
 
 Override = dict[str, Any]  # "optim.lr" -> value

@@ -28,6 +28,7 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import hashlib
 import json
 import logging as logging_lib
 import os
@@ -45,6 +46,7 @@ from etils import epath
 from configs import fields, manual
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+_DIGEST = "sha256"  # of all else in a config.json
 _CONFIG = flags.DEFINE_string(
   "config", "", "page PATH.py[:arg], or a resolved config.json"
 )
@@ -211,9 +213,29 @@ def read(spec: os.PathLike | str) -> dict[str, Any]:
   if path.suffix == ".py":
     return _run_page(path, arg)
   try:
-    return dict(json.loads(path.read_text()))
+    page = dict(json.loads(path.read_text()))
   except (ValueError, TypeError, OSError) as error:
     raise ValueError(f"{path} is no config: {error}") from error
+  if page.pop(_DIGEST, digest := _digest(page)) != digest:
+    raise ValueError(
+      f"{path} is not as it was written: its sha256 differs. Take the "
+      "config.json of a checkpoint (--config=WORKDIR/checkpoints/STEP/"
+      f"config.json); or, if you changed it, remove its line {_DIGEST!r}."
+    )
+  return page
+
+
+def write(path: epath.Path, settings: Mapping[str, Any]) -> None:
+  """Writes a resolved config with its own digest, whole or not at all."""
+  text = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1)
+  part = path.parent / f"{path.name}.part"
+  part.write_text(text)
+  part.replace(path)
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+  text = json.dumps({k: v for k, v in settings.items() if k != _DIGEST})
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _run_page(path: epath.Path, arg: str) -> dict[str, Any]:
@@ -271,6 +293,39 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     for key in {**left, **right}
     if left.get(key) != right.get(key)
   }
+
+
+def agree(
+  config: Config,
+  path: epath.Path,
+  sections: fields.Sections,
+  fixed: Iterable[str],
+  say: Callable[[str], None],
+) -> None:
+  """Compares a config with the one that a checkpoint was made with.
+
+  Args:
+    config: what shall be done now.
+    path: the checkpoint.
+    sections: of the entrypoint.
+    fixed: sections that must be the same; what differs in others is said.
+    say: takes a line.
+
+  Raises:
+    ValueError: a difference in a fixed section.
+  """
+  kept = path / "config.json"
+  changed = differences(load(kept, sections), config)
+  wrong = [key for key in changed if key.split(".")[0] in fixed]
+  if wrong:
+    was, now = changed[wrong[0]]
+    raise ValueError(
+      f"{path} was made with {wrong[0]}={was!r}, and now it is {now!r}"
+      + (f" ({len(wrong) - 1} more differ)" if wrong[1:] else "")
+      + f": go on with --config={kept}, or choose another --workdir."
+    )
+  for key, (was, now) in changed.items():
+    say(f"unlike {path}: {key} was {was!r}, is {now!r}")
 
 
 def _section(page: Mapping[str, Any], section: str) -> dict[str, Any]:

@@ -66,13 +66,20 @@ def seal(path: epath.Path) -> None:
   part.rename(path / MANIFEST)
 
 
-def verify(path: epath.Path) -> str | None:
-  """What is wrong with a checkpoint, in one line; None where it is whole."""
+def verify(path: epath.Path, *, part: str = "") -> str | None:
+  """What is wrong with a checkpoint, in one line; None where it is whole.
+
+  Args:
+    path: the checkpoint.
+    part: how the names of the files begin that are looked at.
+  """
   try:
     files = json.loads((path / MANIFEST).read_text())["files"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     return f"{MANIFEST} cannot be read: {error}"
   for name, wanted in files.items():
+    if not name.startswith(part):
+      continue
     if not (path / name).exists():
       return f"{name} is missing"
     found = _describe(path / name)

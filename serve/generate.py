@@ -33,6 +33,9 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   path = checkpoint.find(workdir)
   print(f"reading {path}", file=sys.stderr)
   model, params = checkpoint.load(path)
+  door.agree(
+    config, path, SECTIONS, (), lambda line: print(line, file=sys.stderr)
+  )
   tokenizer = tokenizers.load(path)
   prompts = _PROMPTS.value or [sys.stdin.read()]
   clock = Clock()

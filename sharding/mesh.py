@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("replica", "data", "fsdp", "expert", "stage", "context", "tensor")
 
@@ -103,7 +103,7 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def describe(mesh: Mesh) -> str:
+def describe(mesh: Mesh | AbstractMesh) -> str:
   """The axes larger than one, as `data=2 x tensor=4`."""
   return _text(dict(mesh.shape))
 

@@ -21,7 +21,7 @@ from data import pipeline, prepare
 from data import tokenizer as tokenizers
 from models import checkpoint, families, sampling
 from sharding import mesh
-from train.core import setup, track
+from train.core import conflicts, setup, track
 from train.evaluators import suite
 
 SECTIONS = {
@@ -37,7 +37,9 @@ SECTIONS = {
 
 def main(config: door.Config, workdir: epath.Path) -> None:
   """Loads, evaluates, reports."""
+  conflicts.check(config)
   path = checkpoint.find(workdir)
+  door.agree(config, path, SECTIONS, ("model",), track.terminal().say)
   with _text_of(config, path) as (config, folder):
     s = setup.begin(config, folder)
     setup.check_tokenizer(path, s.store)

@@ -16,6 +16,7 @@ from models import families, sampling
 from sharding import mesh
 from train.core import (
   checkpointing,
+  conflicts,
   guard,
   loop,
   optim,
@@ -45,10 +46,10 @@ SECTIONS = {
 
 def main(config: door.Config, workdir: epath.Path) -> int:
   """Prepares, builds, resumes or begins, trains; returns the exit code."""
-  schedule.make(config.schedule, config.train.steps)  # before any work
+  conflicts.check(config)  # before any work
   with run.opened(workdir, config.train.hang_seconds) as session:
     with session.ledger.spend("prepare"):
-      s = setup.begin(config, workdir, config.train.n_micro)
+      s = setup.begin(config, workdir)
     objective = lm.make(config.objective, s.model)
     return run.train(session, config, s, objective, SECTIONS)
 

@@ -1,7 +1,6 @@
 """What every run on text begins with: devices, data, tokenizer, model."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from data.batch import Batch
 from models import checkpoint, families, flops
 from sharding import hosts, mesh, rules
 from sharding.rules import Layout
+from train.core import conflicts
 
 # What a run cannot change on the way: its parameters and its place in the data
 # would mean something else.
@@ -80,20 +80,19 @@ class Setup:
       yield self.put(batch)
 
 
-def begin(config: door.Config, workdir: epath.Path, n_micro: int = 1) -> Setup:
+def begin(config: door.Config, workdir: epath.Path) -> Setup:
   """Joins the hosts, builds the mesh, prepares or opens the store.
 
   Args:
     config: resolved, with the sections that evaluation has.
     workdir: of the run.
-    n_micro: parts that each batch will be worked through in.
 
   Raises:
     ValueError: settings that do not fit each other or this machine.
   """
   hosts.initialize()
+  conflicts.check(config, jax.device_count())
   layout = rules.make(mesh.make(config.mesh), config.mesh.rules)
-  _check(config, layout, n_micro)
   folder = prepare.folder(config.data, workdir)
   if jax.process_index() == 0:
     prepare.prepare(config.data, config.tokenizer, folder)
@@ -108,32 +107,15 @@ def begin(config: door.Config, workdir: epath.Path, n_micro: int = 1) -> Setup:
   return Setup(layout, config.model, opened, config.batch)
 
 
-def _check(config: door.Config, layout: Layout, n_micro: int) -> None:
-  batch, n_shards = config.batch, layout.n_batch_shards
-  if batch.size % n_shards:
-    raise ValueError(
-      f"batch.size={batch.size} does not divide over {n_shards} shards "
-      f"({mesh.describe(layout.mesh)}): make it a multiple of {n_shards}."
-    )
-  if batch.size // n_shards % n_micro:
-    raise ValueError(
-      f"train.n_micro={n_micro} does not divide the {batch.size // n_shards} "
-      f"rows that each of {n_shards} shards has of batch.size={batch.size}."
-    )
-  if batch.length > config.model.max_length:
-    raise ValueError(
-      f"batch.length={batch.length} is more than model.max_length="
-      f"{config.model.max_length}: shorten the one or raise the other."
-    )
-
-
 def settle(
   config: door.Config,
   workdir: epath.Path,
   sections: dict[str, Any],
   say: Callable[[str], None],
 ) -> dict[str, Any]:
-  """Writes WORKDIR/config.json, once it fits what the run began with.
+  """Writes WORKDIR/config.json, once it fits the checkpoint to go on from.
+
+  That one's config.json is the truth, whatever lies in the workdir.
 
   Returns:
     The resolved config as plain data.
@@ -142,22 +124,14 @@ def settle(
     ValueError: the run has checkpoints of another model or of other data.
   """
   path, settings = workdir / "config.json", config.to_dict()
-  if path.exists() and checkpoint.steps(workdir):
-    before = door.load(path, sections)
-    changed = door.differences(before, config)
-    fixed = [k for k in changed if k.split(".")[0] in _FIXED]
-    if fixed:
-      was, now = changed[fixed[0]]
-      raise ValueError(
-        f"{workdir} was begun with {fixed[0]}={was!r}, and now it is {now!r}"
-        + (f" ({len(fixed) - 1} more differ)" if fixed[1:] else "")
-        + ": resume with what it was, or choose another --workdir."
-      )
-    for key, (was, now) in changed.items():
-      say(f"changed since the run began: {key} was {was!r}, is {now!r}")
+  for step in reversed(checkpoint.steps(workdir)):
+    kept = workdir / "checkpoints" / str(step)
+    if checkpoint.verify(kept, part="config.json") is None:
+      door.agree(config, kept, sections, _FIXED, say)
+      break
   if jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1))
+    door.write(path, settings)
   return settings
 
 

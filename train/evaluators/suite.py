@@ -12,7 +12,22 @@ from train.core.setup import Setup
 from train.core.track import Tracker
 from train.evaluators import compression, perplexity, samples, syntax
 
-Name = Literal["perplexity", "samples", "compression", "python"]
+REPORTED: dict[str, tuple[str, ...]] = {  # evaluator -> its metrics
+  "perplexity": (
+    "heldout_loss",
+    "perplexity",
+    "bits_per_byte",
+    "heldout_accuracy",
+  ),
+  "samples": (),
+  "compression": (
+    "gzip_bits_per_byte",
+    "bz2_bits_per_byte",
+    "xz_bits_per_byte",
+  ),
+  "python": ("python_share",),
+}
+Name = Literal[*REPORTED]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +43,11 @@ class Config:
     fields.check(self)
     if "samples" in self.during + self.final and not self.prompts:
       raise ValueError("prompts=() leaves samples nothing to continue.")
+
+  @property
+  def reported(self) -> tuple[str, ...]:
+    """The metrics that are known while a run goes on."""
+    return sum((REPORTED[name] for name in self.during), ())
 
 
 def make(

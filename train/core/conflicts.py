@@ -1,0 +1,126 @@
+"""Settings that do not fit each other, told before any device is touched.
+
+What one section alone cannot know. A rule is a function of the sections that
+its parameters name; it holds for every entrypoint that has them all.
+"""
+
+import inspect
+
+from jax.sharding import AbstractMesh, AxisType
+
+from configs import door
+from models import families
+from sharding import mesh as meshes
+from sharding import rules
+from train.core import optim as optimizers
+from train.core import schedule as schedules
+
+
+def check(config: door.Config, n_devices: int | None = None) -> None:
+  """Checks every rule whose sections the config has.
+
+  Args:
+    config: resolved, of any entrypoint.
+    n_devices: of all hosts; None: they are not asked yet, and only the axes of
+      the mesh whose sizes are given are known.
+
+  Raises:
+    ValueError: what does not fit, and the way out.
+  """
+  given = dict(config.sections)
+  if "mesh" in given:
+    given["layout"] = _layout(given["mesh"], n_devices)
+  for rule in _RULES:
+    names = inspect.signature(rule).parameters.keys()
+    if names <= given.keys():
+      rule(**{name: given[name] for name in names})
+
+
+def _layout(config: meshes.Config, n_devices: int | None) -> rules.Layout:
+  if n_devices is None:
+    sizes = {axis: max(size, 1) for axis, size in config.sizes().items()}
+  else:
+    sizes = meshes.resolve(config, n_devices)
+  kinds = (AxisType.Auto,) * len(sizes)
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+  return rules.make(mesh, config.rules)
+
+
+def _length(model, batch):
+  if batch.length > model.max_length:
+    raise ValueError(
+      f"batch.length={batch.length} is more than model.max_length="
+      f"{model.max_length}: shorten the one or raise the other."
+    )
+
+
+def _ids(model, tokenizer):
+  if tokenizer.vocab_size > model.vocab_size:
+    raise ValueError(
+      f"tokenizer.vocab_size={tokenizer.vocab_size} is more than "
+      f"model.vocab_size={model.vocab_size}: ids beyond would be read as the "
+      "last one. Raise model.vocab_size, or make a smaller tokenizer."
+    )
+
+
+def _rows(batch, layout):
+  n_shards = layout.n_batch_shards
+  if batch.size % n_shards:
+    raise ValueError(
+      f"batch.size={batch.size} does not divide over {n_shards} shards "
+      f"({meshes.describe(layout.mesh)}): make it a multiple of {n_shards}."
+    )
+
+
+def _parts(batch, train, layout):
+  n_shards = layout.n_batch_shards
+  if batch.size // n_shards % train.n_micro:
+    raise ValueError(
+      f"train.n_micro={train.n_micro} does not divide the "
+      f"{batch.size // n_shards} rows that each of {n_shards} shards has of "
+      f"batch.size={batch.size}."
+    )
+
+
+def _sizes(model, layout):
+  shapes, axes = families.abstract(model), families.axes(model)
+  for kind in ("params", "grads", "state"):
+    layout.shardings(axes, shapes, kind)
+
+
+def _optimizer(model, optim, schedule, train):
+  factor = schedules.make(schedule, train.steps)
+  optimizers.make(optim, factor, families.axes(model))
+
+
+def _stopping(train, eval):
+  if train.stop_early is None:
+    return
+  if not train.eval_every_steps:
+    raise ValueError(
+      "train.stop_early is never asked at train.eval_every_steps=0: say how "
+      "often to evaluate, or leave it out."
+    )
+  _reported("train.stop_early.metric", train.stop_early.metric, eval)
+
+
+def _samples(model, eval, generate):
+  writes = {"samples", "python"} & {*eval.during, *eval.final}
+  if writes and generate.max_tokens >= model.max_length:
+    raise ValueError(
+      f"generate.max_tokens={generate.max_tokens} leaves no room for a prompt "
+      f"in model.max_length={model.max_length}: lower it."
+    )
+
+
+def _reported(key: str, metric: str, eval) -> None:
+  if metric not in eval.reported:
+    raise ValueError(
+      f"{key}={metric!r} is reported by no evaluator of eval.during: choose "
+      f"one of {', '.join(eval.reported) or 'none, and add perplexity'}."
+    )
+
+
+_RULES = (
+  _length, _ids, _rows, _parts, _sizes, _optimizer, _stopping, _samples,
+)  # fmt: skip
