@@ -12,22 +12,17 @@ of a life to its end by the watchdog, median).
 """
 
 import functools
-import json
 import statistics
-import sys
-import tempfile
 import threading
 import time
 from typing import Any
 
-from absl import app, flags
 from etils import epath
 
-from benchmarks.faults import runs
+from benchmarks.faults import dose, runs
 from data import pipeline
 from models import checkpoint
 
-_N = flags.DEFINE_integer("n", 3, "hangs; kinds take turns")
 HANG_SECONDS = 10  # longer than a compile that is read back
 
 
@@ -88,16 +83,9 @@ def hang(n: int, folder: epath.Path) -> dict[str, Any]:
   }
 
 
-def main(argv: list[str]) -> None:
-  """Hangs, prints, fails where the promise is broken."""
-  del argv
-  with tempfile.TemporaryDirectory() as folder:
-    found = hang(_N.value, epath.Path(folder))
-  print(json.dumps(found))
-  sys.exit(
-    not found["hangs"] == found["ended"] == found["named"] == found["identical"]
-  )
-
-
 if __name__ == "__main__":
-  app.run(main)
+  dose.run(
+    hang,
+    n=3,
+    is_kept=lambda f: f["hangs"] == f["ended"] == f["named"] == f["identical"],
+  )

@@ -13,26 +13,21 @@ false_alarms (among n_good other steps), first_loss, last_loss.
 """
 
 import functools
-import json
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from etils import epath
 from jax import numpy as jnp
 
-from benchmarks.faults import runs
+from benchmarks.faults import dose, runs
 from data import pipeline
 from data.batch import Batch
 from models import families
 from train.core import guard, loop, optim, schedule, setup, state, step
 from train.objectives import lm
 
-_N = flags.DEFINE_integer("n", 200, "injections")
 N_FIRST = 150  # good steps ahead of the first: a spike needs a history
 N_BETWEEN = 3  # good steps behind each
 VALUES = np.array([np.nan, np.inf, -np.inf], np.float32)
@@ -189,15 +184,11 @@ def _same(a: state.TrainState, b: state.TrainState) -> bool:
   )
 
 
-def main(argv: list[str]) -> None:
-  """Injects, prints, fails where the promise is broken."""
-  del argv
-  with tempfile.TemporaryDirectory() as folder:
-    found = poison(_N.value, epath.Path(folder))
-  print(json.dumps(found))
-  kept = found["caught"] == found["named"] == found["injections"]
-  sys.exit(not (kept and found["applied"] == 0))
-
-
 if __name__ == "__main__":
-  app.run(main)
+  dose.run(
+    poison,
+    n=200,
+    is_kept=lambda f: (
+      f["caught"] == f["named"] == f["injections"] and f["applied"] == 0
+    ),
+  )

@@ -1,6 +1,6 @@
 """Kills a run every so many steps: how much of its time still counts?
 
-    python -m benchmarks.faults.storm --n 4 --every_steps 30
+    python -m benchmarks.faults.storm --n 4
 
 A run of some minutes is killed (-9) again and again, each time some 30 steps
 after the last, and started anew as a process of its own: interpreter, imports,
@@ -17,20 +17,15 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 
-from absl import app, flags
 from etils import epath
 
-from benchmarks.faults import runs
+from benchmarks.faults import dose, runs
 from configs import door
 from train.core import goodput
 
-_N = flags.DEFINE_integer("n", 4, "kills")
-_EVERY = flags.DEFINE_integer("every_steps", 30, "steps between two kills")
-_TINY = flags.DEFINE_boolean("tiny", False, "a run of seconds: no figure")
-
+EVERY = 30  # steps between two kills
 # Steps of some seconds on two cores: what is slow about a restart is so too.
 SIZE = {
   "model": {"d_model": 192, "n_layers": 6, "d_head": 48, "d_ff": 512,
@@ -40,11 +35,11 @@ SIZE = {
 }  # fmt: skip
 
 
-def page(folder: epath.Path, n_steps: int, tiny: bool) -> door.Config:
+def page(folder: epath.Path, n_steps: int, size: dict) -> door.Config:
   """The run: saves every second step, tells of every one."""
   return runs.page(
     folder,
-    **({} if tiny else SIZE),
+    **size,
     train={"steps": n_steps, "log_every_steps": 1},
     checkpoint={"every_steps": 2},
   )
@@ -67,21 +62,21 @@ def live(settings: epath.Path, workdir: epath.Path) -> subprocess.Popen:
 
 
 def storm(
-  folder: epath.Path, n_kills: int, every: int, tiny: bool
+  n_kills: int, folder: epath.Path, size: dict = SIZE
 ) -> dict[str, float]:
   """Runs without and with kills; returns the figures."""
-  config = page(folder, (n_kills + 1) * every, tiny)
+  config = page(folder, (n_kills + 1) * EVERY, size)
   settings = folder / "config.json"
   settings.write_text(json.dumps(config.to_dict()))
   calm, stormy, first = folder / "calm", folder / "stormy", folder / "first"
   # The cache and the store are there before either begins.
-  once = page(folder, 4, tiny).to_dict()
+  once = page(folder, 4, size).to_dict()
   (folder / "once.json").write_text(json.dumps(once))
   assert live(folder / "once.json", first).wait() == 0
   assert live(settings, calm).wait() == 0
   rng = random.Random(0)
   for i in range(n_kills):
-    at = (i + 1) * every + rng.randrange(-every // 6, every // 6 + 1)
+    at = (i + 1) * EVERY + rng.randrange(-EVERY // 6, EVERY // 6 + 1)
     process = live(settings, stormy)
     while process.poll() is None and _made(stormy) < at:
       time.sleep(0.02)
@@ -111,15 +106,7 @@ def _made(workdir: epath.Path) -> int:
   return lives[-1]["to_step"] if lives else 0
 
 
-def main(argv: list[str]) -> None:
-  """Measures, prints, fails where the promise is broken."""
-  del argv
-  with tempfile.TemporaryDirectory() as folder:
-    found = storm(epath.Path(folder), _N.value, _EVERY.value, _TINY.value)
-  print(json.dumps(found))
-  kept = found["identical"] and found["kills"] == _N.value
-  sys.exit(not (kept and (_TINY.value or found["of_ideal"] >= 0.9)))
-
-
 if __name__ == "__main__":
-  app.run(main)
+  dose.run(
+    storm, n=4, is_kept=lambda f: f["identical"] and f["of_ideal"] >= 0.9
+  )

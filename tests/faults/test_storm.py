@@ -8,6 +8,6 @@ from benchmarks.faults import storm
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path):
-  found = storm.storm(epath.Path(tmp_path), n_kills=2, every=30, tiny=True)
+  found = storm.storm(2, epath.Path(tmp_path), size={})
   assert found["kills"] == 2 and found["identical"]
   assert 0 < found["goodput"] < found["ideal"] < 1
