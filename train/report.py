@@ -14,7 +14,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from configs import door
 from models import checkpoint
-from train.core import track
+from train.core import goodput, track
 
 SECTIONS: dict[str, type] = {}
 _PANELS = (
@@ -28,7 +28,7 @@ _PANELS = (
 def main(_: door.Config, workdir: epath.Path) -> None:
   """Draws and prints."""
   rows = track.rows(workdir)
-  train = [row for row in rows if row["kind"] == "train"]
+  train = [r for r in rows if r["kind"] == "train" and "loss" in r]
   if not train:
     raise ValueError(
       f"{workdir} has no metrics.jsonl with steps: give the --workdir of a run."
@@ -43,10 +43,11 @@ def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
   """Four curves over the steps; held-out loss lies beside the training loss."""
   figure = Figure(figsize=(10, 6.5))  # no window system is asked for
   axes = figure.subplots(2, 2, sharex=True)
-  for (kind, key, label, logarithmic), axis in zip(
-    _PANELS, axes.flat, strict=True
-  ):
-    points = [(r["step"], r[key]) for r in rows if r["kind"] == kind]
+  panels = zip(_PANELS, axes.flat, strict=True)
+  for (kind, key, label, logarithmic), axis in panels:
+    points = [
+      (r["step"], r[key]) for r in rows if key in r and r["kind"] == kind
+    ]
     axis.plot(*zip(*points, strict=True), color="#22577a", linewidth=1.4)
     if key == "loss":
       held = [
@@ -91,14 +92,13 @@ def table(
     if others:
       lines.append(("  the same bytes by", ", ".join(others)))
   if "python_share" in figures:
-    share = f"{figures['python_share']:.0%} of samples (their first ten lines)"
-    lines.append(("passes as Python", share))
-  speed = f"{rate:,.0f} tokens/s"
-  if "mfu" in last:
-    mfu = sum(row["mfu"] for row in steady) / len(steady)
-    speed += f", MFU {mfu:.1%} of the measured matmul peak"
+    passed = f"{figures['python_share']:.0%} of samples (their first ten lines)"
+    lines.append(("passes as Python", passed))
+  mfu = sum(row.get("mfu", 0) for row in steady) / len(steady)
+  share = f", MFU {mfu:.1%} of the measured matmul peak" if mfu else ""
   lines += [
-    ("speed", speed),
+    ("speed", f"{rate:,.0f} tokens/s{share}"),
+    ("goodput", f"{goodput.share(goodput.lives(workdir)):.1%} of the time"),
     ("checkpoint", str(checkpoint.find(workdir))),
     ("curves", str(workdir / "curves.png")),
     ("samples", str(workdir / "samples.txt")),

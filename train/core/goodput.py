@@ -19,6 +19,7 @@ run goes on: a killed life has told its time up to a second before.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -136,7 +137,7 @@ def account(lives: list[dict[str, Any]]) -> dict[str, float]:
   of the life that made them first.
   """
   total = dict.fromkeys(CLASSES, 0.0)
-  for life, after in zip(lives, [*lives[1:], None], strict=True):
+  for life, after in itertools.zip_longest(lives, lives[1:]):
     for name, seconds in life["seconds"].items():
       total[name] += seconds
     n_lost = life["n_lost"]
@@ -147,6 +148,12 @@ def account(lives: list[dict[str, Any]]) -> dict[str, float]:
     total["step"] -= lost
     total["lost"] += lost
   return total
+
+
+def share(lives: list[dict[str, Any]]) -> float:
+  """The goodput."""
+  total = account(lives)
+  return total["step"] / max(sum(total.values()), 1e-9)
 
 
 def describe(total: dict[str, float]) -> str:

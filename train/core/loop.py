@@ -50,8 +50,6 @@ class Config:
 class Stream(Protocol):
   """Batches without end, whose place can be kept."""
 
-  seconds_waited: float
-
   def __next__(self) -> Batch:
     """The rows of this host of the next global batch."""
     ...
