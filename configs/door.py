@@ -43,7 +43,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from etils import epath
 
-from configs import fields, manual
+from configs import common, fields, manual
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DIGEST = "sha256"  # of all else in a config.json
@@ -268,6 +268,14 @@ def build(
       that a dataclass refuses.
   """
   page = copy.deepcopy(dict(page))
+  known = sorted({*sections, *common.SECTIONS})
+  for section in page:
+    if section not in known:
+      near = difflib.get_close_matches(section, known, n=1, cutoff=0)[0]
+      raise ValueError(
+        f"config.{section} is no section; the nearest is config.{near}."
+      )
+    _section(page, section)
   try:
     # What picks the class goes first, for it types the other overrides.
     for override in sorted(overrides, key=lambda o: not _picks(o)):

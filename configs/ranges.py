@@ -25,7 +25,7 @@ _SMALLEST = 2.0**-126  # what lies between it and 0 a device may flush to 0
 
 def holds(spelt: str, number: int | float) -> bool:
   """Tells whether a number lies in the range; NaN lies in none."""
-  low, high = (_end(text) for text in spelt[1:-1].split(","))
+  low, high = ends(spelt)
   x = in_float32(number) if isinstance(number, float) else number
   above = low <= x if spelt[0] == "[" else low < x
   below = x <= high if spelt[-1] == "]" else x < high
@@ -39,6 +39,12 @@ def show(spelt: str) -> str:
   return f"{'>=' if spelt[0] == '[' else '>'} {spelt[1:].partition(',')[0]}"
 
 
+def ends(spelt: str) -> tuple[float, float]:
+  """The numbers where a range begins and ends."""
+  low, high = spelt[1:-1].split(",")
+  return _number(low), _number(high)
+
+
 def in_float32(number: float) -> float:
   """The number as a device has it."""
   if abs(number) < _SMALLEST:
@@ -49,6 +55,6 @@ def in_float32(number: float) -> float:
     return float("inf") if number > 0 else float("-inf")
 
 
-def _end(text: str) -> float:
+def _number(text: str) -> float:
   base, _, power = text.partition("**")
   return float(base) ** int(power or 1)

@@ -72,7 +72,9 @@ def read_command(command: list[str]) -> door.Config | None:
   spec = importlib.util.find_spec(name)
   assert spec, f"there is no module {name}"
   source = pathlib.Path(spec.origin).read_text()
-  if "SECTIONS" not in source:  # an instrument: it may need what is not here
+  if not re.search(
+    r"^SECTIONS\b", source, re.M
+  ):  # an instrument: it may need what is not here
     for argument in arguments:
       assert argument in source, f"{name} takes no {argument}"
     return None

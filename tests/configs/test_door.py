@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import pathlib
 import random
 import string
 from typing import Literal
 
 import pytest
+from etils import epath
 
 from configs import door, fields
-from train import pretrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,12 +269,17 @@ def test_three_typos_of_every_key_are_refused_and_led_back():
   assert named >= 0.97
 
 
-@pytest.mark.parametrize("page", ["quickstart", "gpt2_124m", "llama3_70b"])
-def test_three_typos_of_every_key_of_pretrain_are_led_back(page):
-  page = door.read(pathlib.Path(door.__file__).parent / f"{page}.py")
-  refused, named = share_led_back(page, pretrain.SECTIONS, random.Random(0))
-  assert refused == 1.0
-  assert named >= 0.97
+def test_a_misspelt_section_of_a_page_is_told():
+  with pytest.raises(ValueError, match="config.optm is no section; the near"):
+    build(page={**PAGE, "optm": {"lr": 1.0}})
+  with pytest.raises(ValueError, match="config.eval=3: expected key: value"):
+    build(page={**PAGE, "eval": 3})
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_what_no_file_could_hold_is_no_text(text):
+  with pytest.raises(ValueError, match="batch.packing="):
+    build(page={**PAGE, "batch": {"packing": text}})
 
 
 def test_a_resolved_config_round_trips_exactly(tmp_path):
@@ -287,6 +291,21 @@ def test_a_resolved_config_round_trips_exactly(tmp_path):
   assert again.model.kinds == ("a", "b") and again.model.window == (1, 2)
   assert door.differences(config, again) == {}
   assert again.to_dict()["optim"]["name"] == "adamw"
+
+
+def test_a_written_config_knows_whether_it_is_whole(tmp_path):
+  """Any bit that flips is seen, or changes nothing that is read."""
+  path = epath.Path(tmp_path) / "config.json"
+  door.write(path, build().to_dict())
+  raw = path.read_bytes()
+  for i in range(8 * len(raw)):
+    flipped = bytearray(raw)
+    flipped[i // 8] ^= 1 << i % 8
+    path.write_bytes(flipped)
+    try:
+      assert door.load(path, SECTIONS) == build()
+    except ValueError as error:
+      assert "config" in str(error)
 
 
 def test_a_preset_cannot_be_ignored_by_a_resolved_config():
