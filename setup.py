@@ -19,6 +19,7 @@ CORE = [
   "sentencepiece>=0.2.3",
   "tensorboardX>=2.6.5",
   "tensorflow-datasets>=4.9.10",
+  "tensorstore>=0.1.86",
   "tokenizers>=0.23",
   "zstandard>=0.25",
 ]

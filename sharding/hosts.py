@@ -9,6 +9,7 @@ Before jax starts, the processes answer a roll call at the leader's address:
 where one is missing, jax itself would abort all others without a name.
 """
 
+import collections
 import dataclasses
 import os
 import re
@@ -16,8 +17,11 @@ import socket
 import time
 
 import jax
+from jax._src import distributed  # the only way to the leader's keys
 
 _PORT = 7733  # of the leader, where the environment names none
+_GATHER_SECONDS = 1800
+_GATHERED: collections.Counter[str] = collections.Counter()  # by channel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,3 +172,33 @@ def _answer(cluster: Cluster, deadline: float) -> str:
           f"answer process {cluster.process} in time: {error}."
         )
       time.sleep(min(0.5, max(left, 0)))
+
+
+def gather(text: str, channel: str = "main") -> list[str]:
+  """What every process says, by process; all of them must call it together.
+
+  It goes over the leader, not over the devices: on whatever thread, at any time.
+
+  Args:
+    text: what this process says.
+    channel: threads that gather at the same time need one each.
+
+  Raises:
+    TimeoutError: a process has not said anything for half an hour.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  client, me = distributed.global_state.client, jax.process_index()
+  number = _GATHERED[channel]
+  _GATHERED[channel] += 1
+  client.key_value_set(f"{channel}/{number}/{me}", f"={text}")
+  said = []
+  for process in range(jax.process_count()):
+    try:
+      key = f"{channel}/{number}/{process}"
+      said.append(client.blocking_key_value_get(key, _GATHER_SECONDS * 1000))
+    except jax.errors.JaxRuntimeError as error:
+      raise TimeoutError(f"process {process} does not answer") from error
+  if number:  # all have come to this one, so all have read the last one
+    client.key_value_delete(f"{channel}/{number - 1}/{me}")
+  return [text.removeprefix("=") for text in said]

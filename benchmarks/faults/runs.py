@@ -24,11 +24,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from configs import door
-from models import checkpoint
+from models import arrays, checkpoint, manifest
 from train import pretrain
 
 _CACHE = os.path.join(tempfile.gettempdir(), f"faults-compiled-{os.getuid()}")
@@ -180,11 +179,11 @@ def digest(path: epath.Path) -> str:
     ValueError: it does not verify.
   """
   path = checkpoint.find(path)
-  if problem := checkpoint.verify(path):
+  if problem := manifest.verify(path):
     raise ValueError(f"{path} is damaged: {problem}.")
   found = hashlib.sha256()
   for part in ("params", "state"):
-    for name, leaf in checkpoint.arrays(path / part).items():
+    for name, leaf in arrays.read(path / part):
       found.update(f"{part}/{name} {leaf.dtype} {leaf.shape}\n".encode())
-      found.update(np.ascontiguousarray(leaf).tobytes())
+      found.update(leaf.tobytes())
   return found.hexdigest()

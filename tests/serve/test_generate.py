@@ -13,7 +13,7 @@ from etils import epath
 
 from configs import door
 from data import tokenizer as tokenizers
-from models import checkpoint, decode, families, llama, sampling
+from models import checkpoint, decode, families, llama, manifest, sampling
 from serve import generate
 
 MODEL = dataclasses.replace(
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
   sections = {"model": MODEL, "generate": SETTINGS}
   config = door.Config(sections, {"model": "llama"})
   (path / "config.json").write_text(json.dumps(config.to_dict()))
-  checkpoint.seal(path)
+  manifest.seal(path)
   return workdir
 
 

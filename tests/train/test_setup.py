@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from configs import door
-from models import checkpoint
+from models import manifest
 from train import pretrain
 from train.core import setup
 
@@ -20,7 +20,7 @@ def begun(page, tmp_path):
     path = workdir / "checkpoints" / str(step)
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(settings))
-    checkpoint.seal(path)
+    manifest.seal(path)
   return workdir
 
 

@@ -1,13 +1,17 @@
 """Saves a run while it goes on, and finds the place to go on from.
 
-Arrays are copied off the devices before `save` returns and written behind the
-running step. A checkpoint counts once its manifest is written, last of all.
+Arrays are written behind the running step. A checkpoint counts once its
+manifest is written, last of all: what a kill leaves before that is swept by the
+next start. A disk that is full, broken or read-only costs the save under way
+and a line; the run goes on, and the earlier checkpoints stay.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,30 +19,38 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from configs import fields
 from configs.ranges import Count, Natural
 from data import pipeline
-from models import checkpoint
-from train.core import optim
+from models import arrays, checkpoint, durable, manifest
+from sharding import hosts
+from train.core import optim, retention
 from train.core.state import TrainState
+from train.core.writer import Writer
 
-_NONE, _NONE_WHOLE = -1, -2  # in place of a step
+_ARRAYS = ("params", "state")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How often, and how many are kept."""
+  """How often, and which are kept."""
 
   every_steps: Natural = 0  # 0: only the last step, which is always saved
   keep_last: Count = 2  # newest checkpoints that stay
+  keep_every_steps: Natural = 0  # those at its multiples stay for good; 0: none
+  keep_best: retention.Best | None = None  # None: none for being good
 
   def __post_init__(self):
     fields.check(self)
+    every, kept = self.every_steps, self.keep_every_steps
+    if kept and (not every or kept % every):
+      raise ValueError(
+        f"keep_every_steps={kept} is no multiple of every_steps={every}: no "
+        "checkpoint is made there. Make it one."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +64,15 @@ class Progress:
 class Checkpoints:
   """The checkpoints of one run, in workdir/checkpoints.
 
+  All processes call its methods together.
+
   Args:
-    workdir: of the run.
-    config: how often, how many.
+    workdir: of the run, which no other job may use.
+    config: how often, which ones.
     settings: the resolved config of the run, plain data.
     copy_tokenizer: writes tokenizer.* into a folder.
     parent: the checkpoint that the run began from, if any.
+    say: takes a line for the person who watches.
   """
 
   def __init__(
@@ -67,6 +82,7 @@ class Checkpoints:
     settings: dict[str, Any],
     copy_tokenizer: Callable[[epath.Path], None],
     parent: str | None = None,
+    say: Callable[[str], None] = logging.info,
   ):
     self.every_steps = config.every_steps
     self._folder = workdir / "checkpoints"
@@ -75,12 +91,13 @@ class Checkpoints:
     self._settings = settings
     self._copy_tokenizer = copy_tokenizer
     self._parent = parent
+    self._say = say
     self._is_first = jax.process_index() == 0
-    self._writer = ocp.AsyncCheckpointer(
-      ocp.CompositeCheckpointHandler("params", "state")
-    )
+    self._writer = Writer()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-    self._sealed: concurrent.futures.Future | None = None
+    self._under_way: tuple[int, concurrent.futures.Future[str]] | None = None
+    self._newest: int | None = None  # that is known to be whole
+    self._problem = ""  # of the last save
     if self._is_first:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._sweep()
@@ -88,37 +105,65 @@ class Checkpoints:
   def save(
     self, state: TrainState, progress: Progress, metrics: dict[str, float]
   ) -> None:
-    """Starts a save; returns when the devices may go on."""
+    """Starts a save; returns when the devices may go on.
+
+    A disk that fails is told about, now or by the next call of any method.
+    """
     self.wait()
     step = int(state.step)
-    path, staged = self._folder / str(step), self._folder / f"{step}.data"
-    staged.mkdir(parents=True, exist_ok=True)
-    process = jax.process_index()
-    (staged / f"{process}.json").write_text(
-      json.dumps(dataclasses.asdict(progress))
-    )
+    if step == self._newest:
+      return
+    path = self._folder / str(step)
     # params/ is what all others use; an average is not what goes on training.
-    published = optim.eval_params(state.opt_state, state.params)
-    self._writer.save(
-      checkpoint.absolute(path),
-      ocp.args.Composite(
-        params=ocp.args.PyTreeSave(published),
-        state=ocp.args.PyTreeSave(_beside_params(state)),
-      ),
-      force=True,
-    )
-    card = self._card(step, metrics)
-    self._sealed = self._thread.submit(self._seal, path, staged, card)
+    trees = {
+      path / "params": optim.eval_params(state.opt_state, state.params),
+      path / "state": _beside_params(state),
+    }
+    problem = _attempt(self._make_room, path) if self._is_first else ""
+    said = hosts.gather(json.dumps([problem, dataclasses.asdict(progress)]))
+    problem, parts = json.loads(said[0])[0], [json.loads(s)[1] for s in said]
+    if not problem:
+      problem = _attempt(self._writer.start, trees)
+    texts = {
+      "config.json": json.dumps(self._settings, indent=1),
+      "card.json": json.dumps(self._card(step, metrics), indent=1),
+      **{f"data/{i}.json": json.dumps(part) for i, part in enumerate(parts)},
+    }
+    finished = self._thread.submit(self._finish, path, texts, problem)
+    self._under_way = step, finished
 
   def wait(self) -> None:
-    """Blocks until the save that is under way is on disk; raises its error."""
-    if self._sealed is not None:
-      self._sealed.result()
-      self._sealed = None
+    """Blocks until the save under way is on the disk, or has failed."""
+    if self._under_way is None:
+      return
+    (step, finished), self._under_way = self._under_way, None
+    self._problem = finished.result()
+    if not self._problem:
+      self._newest = step
+      return
+    kept = "none is there yet"
+    if self._newest is not None:
+      kept = f"the newest whole one is of step {self._newest}"
+    self._say(
+      f"step {step} was not saved: {self._problem}; the run goes on, {kept}"
+    )
+
+  def finish(self) -> None:
+    """Waits for the last save.
+
+    Raises:
+      ValueError: it failed, so that the last steps would be lost.
+    """
+    self.wait()
+    if self._problem:
+      raise ValueError(
+        f"the last state was not saved to {self._folder}: {self._problem}. "
+        "Mend that and start again with the same --workdir: it goes on from "
+        + ("the start." if self._newest is None else f"step {self._newest}.")
+      )
 
   def close(self) -> None:
-    """Waits, and ends the threads."""
-    self.wait()
+    """Lets the save under way end, and ends the threads."""
     self._thread.shutdown()
     self._writer.close()
 
@@ -136,46 +181,102 @@ class Checkpoints:
     Args:
       wanted: shapes, types and shardings, on whatever mesh this run has.
       say: takes a line for the person who watches.
+
+    Raises:
+      ValueError: there are checkpoints and none verifies, or it is of another
+        model.
     """
-    # One process reads for digests; on a pod the others only follow.
-    step = self._newest_whole(say) if self._is_first else 0
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    if step == _NONE:
-      return None
-    if step == _NONE_WHOLE:
+    self.wait()
+    steps = checkpoint.steps(self._workdir)
+    found = json.loads(hosts.gather(json.dumps(steps))[0])
+    share = jax.process_index(), jax.process_count()
+    for step in reversed(found):
+      path = self._folder / str(step)
+      problems = hosts.gather(manifest.verify(path, *share) or "")
+      problem = next(filter(None, problems), None)
+      if problem is None:
+        say(f"resuming from {path}: the newest of {len(found)} that verifies")
+        self._newest = step
+        return _read(path, wanted)
+      say(f"passing over {path}: {problem}")
+    if found:
       raise ValueError(
         f"no checkpoint in {self._folder} verifies: mend one from a backup, "
         "or use another --workdir."
       )
-    return _read(self._folder / str(step), wanted)
+    return None
 
-  def _newest_whole(self, say: Callable[[str], None]) -> int:
-    found = checkpoint.steps(self._workdir)
-    for step in reversed(found):
-      path = self._folder / str(step)
-      problem = checkpoint.verify(path)
-      if problem is None:
-        say(f"resuming from {path}: the newest of {len(found)} that verifies")
-        return step
-      say(f"passing over {path}: {problem}")
-    return _NONE_WHOLE if found else _NONE
+  def _make_room(self, path: epath.Path) -> None:
+    self._sweep()
+    _delete(path)  # damaged, or of a future that the run came back from
+    for name in _ARRAYS:
+      (path / name).mkdir(parents=True)
 
-  def _seal(self, path: epath.Path, staged: epath.Path, card: dict) -> None:
-    self._writer.wait_until_finished()
-    if not self._is_first:
-      return
-    staged.rename(path / "data")
-    (path / "config.json").write_text(json.dumps(self._settings, indent=1))
-    (path / "card.json").write_text(json.dumps(card, indent=1))
-    self._copy_tokenizer(path)
-    checkpoint.seal(path)
-    for step in checkpoint.steps(self._workdir)[: -self._config.keep_last]:
-      _delete(self._folder / str(step))
+  def _finish(
+    self, path: epath.Path, texts: dict[str, str], problem: str
+  ) -> str:
+    """Makes a checkpoint of what was started; on the thread.
+
+    Returns:
+      What the disk of any process had against it, the same on all; "" where
+      nothing.
+    """
+    digests: manifest.Files = {}
+
+    def digest():  # each process its share of what all have written
+      names = [n for n in manifest.names(path) if n.split("/")[0] in _ARRAYS]
+      share = names[jax.process_index() :: jax.process_count()]
+      digests.update(manifest.describe(path, share))
+
+    def complete():
+      for name, text in texts.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(text)
+      self._copy_tokenizer(path)
+      manifest.seal(path, digests)
+
+    for work, is_for_all in (
+      (self._writer.wait, True),
+      (self._writer.join, False),
+      (digest, True),
+      (complete, False),
+    ):
+      if not problem and (is_for_all or self._is_first):
+        problem = _attempt(work)
+      said = hosts.gather(json.dumps([problem, digests]), "checkpoint")
+      problems, parts = zip(*map(json.loads, said), strict=True)
+      problem = "; ".join(dict.fromkeys(filter(None, problems)))
+      for part in parts:
+        digests |= part
+    if self._is_first and problem:
+      _clear_away(path)
+    elif self._is_first:
+      if hindrance := _attempt(self._prune, int(path.name)):
+        self._say(f"old checkpoints were not removed: {hindrance}")
+    return problem
+
+  def _prune(self, newest: int) -> None:
+    """Removes what need not stay, now that `newest` is whole.
+
+    Later steps are damaged, for the run would have gone on from them.
+    """
+    c, steps = self._config, checkpoint.steps(self._workdir)
+    saved = {
+      step: json.loads((self._folder / str(step) / "card.json").read_text())
+      for step in steps
+      if step <= newest
+    }
+    metrics = {step: card["metrics"] for step, card in saved.items()}
+    stay = retention.kept(metrics, c.keep_last, c.keep_every_steps, c.keep_best)
+    for step in steps:
+      if step not in stay:
+        _delete(self._folder / str(step))
 
   def _sweep(self) -> None:
-    """Removes what an interrupted save left behind."""
+    """Removes what a save that did not end has left."""
     for path in self._folder.iterdir():
-      if not (path / checkpoint.MANIFEST).exists():
+      is_ours = re.fullmatch(r"\d+(\..+)?", path.name)
+      if is_ours and not (path / manifest.NAME).exists():
         path.rmtree()
 
   def _card(self, step: int, metrics: dict[str, float]) -> dict[str, Any]:
@@ -192,9 +293,9 @@ class Checkpoints:
 
 
 def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
-  rest = checkpoint.restore(path / "state", _beside_params(wanted))
+  rest = arrays.restore(path / "state", _beside_params(wanted))
   if "params" not in rest:
-    rest["params"] = checkpoint.restore(path / "params", wanted.params)
+    rest["params"] = arrays.restore(path / "params", wanted.params)
   parts = [
     json.loads(file.read_text()) for file in sorted((path / "data").iterdir())
   ]
@@ -204,16 +305,46 @@ def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
-  rest = {"step": state.step, "opt_state": state.opt_state}
-  rest["guard"] = state.guard
+  rest = {
+    "step": state.step,
+    "opt_state": state.opt_state,
+    "guard": state.guard,
+  }
   if optim.is_averaged(state.opt_state):
     rest["params"] = state.params
   return rest
 
 
 def _delete(path: epath.Path) -> None:
-  (path / checkpoint.MANIFEST).unlink()  # first: half of one is none
-  path.rmtree()
+  if path.exists():
+    (path / manifest.NAME).unlink(missing_ok=True)  # first: half of one is none
+    durable.sync(path)
+    path.rmtree()
+
+
+def _clear_away(path: epath.Path) -> None:
+  """Removes what a save has left that failed, so that the disk has its room.
+
+  Of TensorStore's writes some may be under way yet, which nothing tells of; they
+  make their folders anew. A disk that fails to remove is for the next sweep.
+  """
+  n_quiet = 0
+  for _ in range(100):
+    n_quiet = 0 if path.exists() else n_quiet + 1
+    if n_quiet == 5:
+      return
+    with contextlib.suppress(OSError):
+      _delete(path)
+    time.sleep(0.1)
+
+
+def _attempt(work: Callable[..., None], *args: Any) -> str:
+  """What the disk has against it; "" where it is done."""
+  try:
+    work(*args)
+  except OSError as error:
+    return error.strerror or str(error)
+  return ""
 
 
 def _revision() -> str | None:

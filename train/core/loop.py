@@ -234,9 +234,11 @@ def run(
       saved = n_done
   if saved < n_done:
     save()
+  is_over = n_done >= config.steps or is_stopped()
   with ledger.spend("checkpoint"):
-    checkpoints.wait()
-  return n_done >= config.steps or is_stopped()
+    # A preempted run goes on from an older step where the last was not saved.
+    checkpoints.finish() if is_over else checkpoints.wait()
+  return is_over
 
 
 def divide(steps: list[Metrics]) -> dict[str, float]:

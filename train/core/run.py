@@ -116,7 +116,7 @@ def train(
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpointing.Checkpoints(
-        workdir, config.checkpoint, settings, s.store.tokenizer.save
+        workdir, config.checkpoint, settings, s.store.tokenizer.save, say=say
       )
     )
     source = _Source(session, config, s, optimizer, checkpoints)

@@ -13,7 +13,7 @@ from configs import door
 from data import pipeline, prepare, store
 from data import tokenizer as tokenizers
 from data.batch import Batch
-from models import checkpoint, families, flops
+from models import checkpoint, families, flops, manifest
 from sharding import hosts, mesh, rules
 from sharding.rules import Layout
 from train.core import conflicts
@@ -126,7 +126,7 @@ def settle(
   path, settings = workdir / "config.json", config.to_dict()
   for step in reversed(checkpoint.steps(workdir)):
     kept = workdir / "checkpoints" / str(step)
-    if checkpoint.verify(kept, part="config.json") is None:
+    if manifest.verify(kept, part="config.json") is None:
       door.agree(config, kept, sections, _FIXED, say)
       break
   if jax.process_index() == 0:

@@ -1,0 +1,12 @@
+"""A small dose of benchmarks/faults/kill.py (C1, C6)."""
+
+from etils import epath
+
+from benchmarks.faults import kill
+
+
+def test_nothing_is_lost_by_kills(tmp_path):
+  found = kill.kill(3, epath.Path(tmp_path), n_steps=30)
+  assert found["kills"] == 3 and found["runs"] >= 1
+  assert found["corrupted"] == found["lost"] == 0
+  assert found["identical"] == found["runs"]
