@@ -11,14 +11,21 @@ later. A source may also be a folder that was prepared before: its shards are
 referred to where they lie, with the split they have, and its tokenizer must be
 this store's (`tokenizer.kind="saved"`, `tokenizer.path` that folder).
 
-The folder appears under its name when it is whole, never before.
+The folder appears under its name when it is whole, never before. Killed at any
+moment and started again, it goes on where it was and ends at the same bytes
+(data/journal.py). What cannot be read is left out, counted and listed up to
+`data.max_bad_fraction` (data/quarantine.py); so are documents that hold pieces
+of the benchmarks of `data.decontaminate` (data/decontaminate.py).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
 import json
 import os
+import pathlib
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,25 +34,31 @@ from absl import logging
 from etils import epath
 
 from configs import door, fields
-from configs.ranges import Bytes, Fraction, Positive
-from data import sources as sources_lib
+from configs.ranges import Bytes, Fraction, Positive, Share
+from data import decontaminate as decontaminate_lib
+from data import journal as journal_lib
+from data import shards, sources
 from data import store as store_lib
 from data import tokenizer as tokenizer_lib
-
-BATCH_BYTES = 4 << 20  # of text that is encoded at once
-REPORT_SECONDS = 5
+from data.nearby import copy_file, file_sha256, is_remote
+from data.quarantine import Quarantine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Which documents to prepare, and where the store lies."""
 
-  sources: tuple[str, ...] = ("stdlib",)  # see data/sources.py
+  sources: tuple[str, ...] = ("stdlib",)  # see data/sources/__init__.py
   weights: tuple[Positive, ...] = ()  # shares of tokens; () is as they are
-  text_key: str = "text"  # of a JSON line
+  text_key: str = "text"  # of a JSON object; the column of a table
   heldout_fraction: Fraction = 0.02  # of the documents
   shard_bytes: Bytes = 256 << 20  # of ids in a shard, before compression
   path: str = ""  # the store's folder; "" is WORKDIR/store
+  # Longer texts are cut at line ends, longer lines and records are bad.
+  max_document_bytes: Bytes = 1 << 24
+  # Bad documents, and the bytes of damaged files, that a source may have.
+  max_bad_fraction: Share = 0.001
+  decontaminate: decontaminate_lib.Config = decontaminate_lib.Config()
 
   def __post_init__(self):
     fields.check(self)
@@ -60,6 +73,8 @@ class Config:
       )
 
 
+# Settings that the content of a store does not depend on.
+ELSEWHERE = ("weights", "path", "max_bad_fraction")
 SECTIONS = {"data": Config, "tokenizer": tokenizer_lib.Config}
 
 
@@ -76,48 +91,91 @@ def prepare(
   """Writes the store, or opens the one that is there if it is the same.
 
   Raises:
-    ValueError: if out_dir holds something else, or a source cannot be read.
+    ValueError: if out_dir holds something else, a source cannot be read, or too
+      much of one is bad.
   """
   out = epath.Path(out_dir)
   settings = _settings(config, tokenizer_config)
-  if (out / store_lib.MANIFEST).exists():
+  if (out / store_lib.MANIFEST).exists() and journal_lib.is_idle(out):
     return _reuse(out, settings)
-  if out.exists() and any(out.iterdir()):
+  with journal_lib.held(out) as journal:
+    if (out / store_lib.MANIFEST).exists():
+      journal.sweep()  # another process was faster, or died at the very end
+      return _reuse(out, settings)
+    _check_free(out)
+    journal.begin(
+      {
+        "settings": settings,
+        "inputs": _inputs(config),
+        "format": store_lib.FORMAT,
+      },
+      _is_sound,
+    )
+    tokenizer = _tokenizer(config, tokenizer_config, journal)
+    entries = _write_sources(config, tokenizer, journal)
+    folder = epath.Path(journal.folder)
+    content = {
+      "tokenizer": tokenizer.fingerprint,
+      "vocab_size": tokenizer.vocab_size,
+      "settings": settings,
+      "sources": entries,
+      "files": {
+        name: file_sha256(folder / name)
+        for name in shards.LISTINGS
+        if (folder / name).exists()
+      },
+    }
+    store_lib.write_manifest(folder, content)
+    _publish(journal.folder, out)
+  return store_lib.Store(out)
+
+
+def _is_sound(entry: dict[str, Any], folder: pathlib.Path) -> bool:
+  """Whether what the journal says is finished is in the work's folder."""
+  if "tokenizer" not in entry:
+    return shards.is_sound(entry, folder)
+  try:
+    return tokenizer_lib.load(folder).fingerprint == entry["tokenizer"]
+  except Exception:  # any kind of damage: it is trained again
+    return False
+
+
+def _check_free(out: epath.Path) -> None:
+  """Refuses a folder that holds what is not ours."""
+  ours = {"tokenizer", *store_lib.SPLITS, *shards.LISTINGS}
+  found = [path.name for path in out.iterdir()] if out.exists() else []
+  # A store that goes far away is copied there file by file, maybe in vain.
+  if is_remote(out):
+    found = [name for name in found if not {name, name.split(".")[0]} & ours]
+  if found:
     raise ValueError(
       f"{out} is not empty and holds no {store_lib.MANIFEST}: set data.path to"
       " a new folder."
     )
+
+
+def _tokenizer(
+  config: Config,
+  tokenizer_config: tokenizer_lib.Config,
+  journal: journal_lib.Journal,
+) -> tokenizer_lib.Tokenizer:
+  """Trains the tokenizer, or takes the one that a killed work has trained."""
+  if journal.entries:  # it comes first
+    return tokenizer_lib.load(journal.folder)
   started = time.monotonic()
-  tokenizer = tokenizer_lib.train(
-    tokenizer_config, sample(config, tokenizer_config.sample_bytes)
-  )
+  with contextlib.closing(
+    sample(config, tokenizer_config.sample_bytes)
+  ) as texts:
+    tokenizer = tokenizer_lib.train(tokenizer_config, texts)
+  tokenizer.save(journal.folder)
+  journal.append({"tokenizer": tokenizer.fingerprint})
   logging.info(
     "tokenizer %s: %d ids, %.1f s",
     tokenizer.fingerprint[:12],
     tokenizer.vocab_size,
     time.monotonic() - started,
   )
-  # Unique, so that two runs at once do not write into one folder.
-  scratch = out.parent / f".{out.name}.{os.uname().nodename}.{os.getpid()}"
-  try:
-    tokenizer.save(scratch)
-    entries = _write_sources(config, tokenizer, scratch)
-    manifest = {
-      "format": store_lib.FORMAT,
-      "tokenizer": tokenizer.fingerprint,
-      "vocab_size": tokenizer.vocab_size,
-      "settings": settings,
-      "sources": entries,
-    }
-    (scratch / store_lib.MANIFEST).write_text(json.dumps(manifest, indent=2))
-    try:
-      scratch.rename(out)
-    except OSError:  # another run was faster
-      return _reuse(out, settings)
-  finally:
-    if scratch.exists():
-      scratch.rmtree()
-  return store_lib.Store(out)
+  return tokenizer
 
 
 def sample(config: Config, n_bytes: int) -> Iterator[str]:
@@ -129,8 +187,8 @@ def sample(config: Config, n_bytes: int) -> Iterator[str]:
   kept: list[tuple[float, int, int, str]] = []  # a heap, largest hash first
   total = 0
   for number, document in enumerate(_readable(config)):
-    place = _place(document.id)
-    if not document.text or place < config.heldout_fraction:
+    place = shards.place(document.id)
+    if place < config.heldout_fraction:
       continue
     text = document.text[:n_bytes]
     size = len(text.encode())
@@ -142,23 +200,53 @@ def sample(config: Config, n_bytes: int) -> Iterator[str]:
     yield text
 
 
-def _readable(config: Config) -> Iterator[sources_lib.Document]:
+def _readable(config: Config) -> Iterator[sources.Document]:
   """The documents of all sources that are not stores."""
   for source in config.sources:
-    if not _is_store(source):
-      progress = _Progress(f"{source}, to train the tokenizer", source)
-      yield from sources_lib.documents(source, config.text_key, progress.read)
+    if _is_store(source):
+      continue
+    title = f"{source}, to train the tokenizer"
+    quarantine = Quarantine(source, config.max_bad_fraction, title=title)
+    reading = _reading(config, on_read=quarantine.read)
+    for _, item in sources.read(source, reading):
+      quarantine.take(item)
+      if isinstance(item, sources.Document):
+        yield item
+    quarantine.close()
+
+
+def _reading(config: Config, **more) -> sources.Reading:
+  return sources.Reading(
+    text_key=config.text_key, max_bytes=config.max_document_bytes, **more
+  )
 
 
 def _write_sources(
-  config: Config, tokenizer: tokenizer_lib.Tokenizer, out: epath.Path
+  config: Config,
+  tokenizer: tokenizer_lib.Tokenizer,
+  journal: journal_lib.Journal,
 ) -> list[dict[str, Any]]:
+  leaks = None
+  if config.decontaminate.sources:
+    leaks = decontaminate_lib.Index(config.decontaminate)
+  recipe = shards.Recipe(
+    reading=_reading(config),
+    heldout_fraction=config.heldout_fraction,
+    max_bad_fraction=config.max_bad_fraction,
+    shard_bytes=config.shard_bytes,
+    tokenizer=tokenizer,
+    leaks=leaks,
+  )
   entries = []
   for i, source in enumerate(config.sources):
     if _is_store(source):
-      entry = _refer(source, tokenizer)
+      entry = _refer(config, source, tokenizer)
     else:
-      entry = _tokenize(config, source, tokenizer, out, f"{i:02d}")
+      started = time.monotonic()
+      entry = shards.write(source, i, recipe, journal)
+      logging.info(
+        "%s: %s", source, _summary(entry, time.monotonic() - started)
+      )
     if not entry["train"]["n_documents"]:
       raise ValueError(
         f"data.sources: {source!r} gives no document to train on"
@@ -175,99 +263,54 @@ def _write_sources(
   return entries
 
 
-def _tokenize(
-  config: Config,
-  source: str,
-  tokenizer: tokenizer_lib.Tokenizer,
-  out: epath.Path,
-  prefix: str,
-) -> dict[str, Any]:
-  """Writes the shards of one source; returns its entry in the manifest."""
-  writers = {
-    split: store_lib.Writer(
-      out, f"{split}/{prefix}", tokenizer.vocab_size, config.shard_bytes
-    )
-    for split in store_lib.SPLITS
-  }
-  progress = _Progress(source, source)
-  n_empty = 0
-  for batch in _batches(
-    sources_lib.documents(source, config.text_key, progress.read)
-  ):
-    for document, ids in zip(
-      batch,
-      tokenizer.encode_batch([document.text for document in batch]),
-      strict=True,
-    ):
-      if not ids:
-        n_empty += 1
-        continue
-      heldout = _place(document.id) < config.heldout_fraction
-      writers["heldout" if heldout else "train"].add(
-        document.id, ids, len(document.text.encode())
-      )
-  entry = {split: writer.close() for split, writer in writers.items()}
-  progress.done(entry, n_empty)
-  return entry | {"n_empty": n_empty}
+def _summary(entry: dict[str, Any], seconds: float) -> str:
+  """One line on what became of a source."""
+  train, heldout = (entry[split] for split in store_lib.SPLITS)
+  n_tokens = train["n_tokens"] + heldout["n_tokens"]
+  n_bytes = train["n_bytes"] + heldout["n_bytes"]
+  kinds = ", ".join(f"{n} {kind}" for kind, n in entry["bad"].items())
+  return (
+    f"{train['n_documents']} documents to train on,"
+    f" {heldout['n_documents']} held out,"
+    f" {sum(entry['bad'].values())} left out{f' ({kinds})' if kinds else ''},"
+    f" {entry['n_leaks']} leaks; {n_tokens / 1e6:.1f} M tokens,"
+    f" {n_bytes / max(n_tokens, 1):.2f} bytes a token, {seconds:.1f} s"
+  )
 
 
-def _batches(
-  documents: Iterator[sources_lib.Document],
-) -> Iterator[list[sources_lib.Document]]:
-  batch, size = [], 0
-  for document in documents:
-    batch.append(document)
-    size += len(document.text)
-    if size >= BATCH_BYTES:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
+def _publish(folder: pathlib.Path, out: epath.Path) -> None:
+  """Makes the folder appear under its name; far away, the manifest last."""
+  if not is_remote(out):
+    folder.rename(out)
+    return
+  paths = [path for path in folder.rglob("*") if path.is_file()]
+  for path in sorted(paths, key=lambda path: path.name == store_lib.MANIFEST):
+    target = out / path.relative_to(folder).as_posix()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copy_file(epath.Path(path), target)
+  shutil.rmtree(folder)
 
 
-class _Progress:
-  """Says how far a source is read, at most once in REPORT_SECONDS."""
-
-  def __init__(self, title: str, source: str):
-    self._title, self._n_bytes = title, 0
-    self._total_bytes = sources_lib.size_bytes(source)
-    self._started = self._reported = time.monotonic()
-
-  def read(self, n_bytes: int) -> None:
-    self._n_bytes += n_bytes
-    now = time.monotonic()
-    if now - self._reported < REPORT_SECONDS:
-      return
-    self._reported, seconds = now, now - self._started
-    logging.info(
-      "%s: %.0f %% read, %.1f MB/s, %.0f s left",
-      self._title,
-      100 * self._n_bytes / self._total_bytes,
-      self._n_bytes / seconds / 1e6,
-      seconds * (self._total_bytes / self._n_bytes - 1),
-    )
-
-  def done(self, entry: dict[str, Any], n_empty: int) -> None:
-    train, heldout = (entry[split] for split in store_lib.SPLITS)
-    logging.info(
-      "%s: %d documents to train on, %d held out, %d empty ones left out;"
-      " %.1f M tokens, %.2f bytes a token, %.1f s",
-      self._title,
-      train["n_documents"],
-      heldout["n_documents"],
-      n_empty,
-      (train["n_tokens"] + heldout["n_tokens"]) / 1e6,
-      (train["n_bytes"] + heldout["n_bytes"])
-      / max(train["n_tokens"] + heldout["n_tokens"], 1),
-      time.monotonic() - self._started,
-    )
+def _inputs(config: Config) -> str:
+  """A digest of which files there are to read, and of their sizes and times."""
+  listed = []
+  for source in (*config.sources, *config.decontaminate.sources):
+    if _is_store(source):
+      listed.append(store_lib.read_manifest(epath.Path(source))["sha256"])
+      continue
+    for name, path, _ in sources.files(source):
+      stat = path.stat()
+      listed.append([name, stat.length, stat.mtime])
+  return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _is_store(source: str) -> bool:
   return (epath.Path(source) / store_lib.MANIFEST).exists()
 
 
-def _refer(source: str, tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
+def _refer(
+  config: Config, source: str, tokenizer: tokenizer_lib.Tokenizer
+) -> dict[str, Any]:
   """The entry of a store that was prepared before: its shards, in place."""
   other = store_lib.Store(source)
   if other.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -276,6 +319,14 @@ def _refer(source: str, tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
       f" {other.tokenizer.fingerprint[:12]}, this store has"
       f' {tokenizer.fingerprint[:12]}. Set tokenizer.kind="saved" and'
       f" tokenizer.path={source!r}."
+    )
+  wanted = fields.plain(config.decontaminate)
+  found = other.manifest["settings"]["data"]["decontaminate"]
+  if config.decontaminate.sources and found != wanted:
+    raise ValueError(
+      f"data.sources: {source!r} was prepared with data.decontaminate={found}:"
+      " its leaks are not those that are looked for here. Prepare it again with"
+      " the same data.decontaminate."
     )
   entry = {}
   for split in store_lib.SPLITS:
@@ -297,29 +348,27 @@ def _settings(
   config: Config, tokenizer_config: tokenizer_lib.Config
 ) -> dict[str, Any]:
   """What the content of a store depends on, as plain JSON."""
-  data = dataclasses.asdict(config)
-  for elsewhere in ("weights", "path"):
+  data = fields.plain(config)
+  for elsewhere in ELSEWHERE:
     del data[elsewhere]
-  tokenizer = dataclasses.asdict(tokenizer_config)
+  tokenizer = fields.plain(tokenizer_config)
   if tokenizer_config.kind == "saved":
     # Not where it lies but what it is.
     del tokenizer["path"], tokenizer["sample_bytes"]
     tokenizer["fingerprint"] = tokenizer_lib.load(
       tokenizer_config.path
     ).fingerprint
-  settings = {"data": data, "tokenizer": tokenizer}
-  return json.loads(json.dumps(settings))
+  return {"data": data, "tokenizer": tokenizer}
 
 
 def _reuse(out: epath.Path, settings: dict[str, Any]) -> store_lib.Store:
   store = store_lib.Store(out)
-  found = store.manifest["settings"]
+  was = dict(fields.leaves(store.manifest["settings"]))
+  now = dict(fields.leaves(settings))
   differences = [
-    f"{section}.{key} was {found[section].get(key)!r}, is"
-    f" {settings[section].get(key)!r}"
-    for section in settings
-    for key in sorted(settings[section] | found[section])
-    if found[section].get(key) != settings[section].get(key)
+    f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
+    for key in sorted(was | now)
+    if was.get(key) != now.get(key)
   ]
   if differences:
     raise ValueError(
@@ -334,12 +383,6 @@ def _reuse(out: epath.Path, settings: dict[str, Any]) -> store_lib.Store:
     n_tokens / 1e6,
   )
   return store
-
-
-def _place(name: str) -> float:
-  """A document's place in [0, 1), by its name: low ones are held out."""
-  digest = hashlib.sha256(name.encode()).digest()
-  return int.from_bytes(digest[:8]) / 2**64
 
 
 def main(config: door.Config, workdir: epath.Path) -> None:

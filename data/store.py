@@ -1,8 +1,11 @@
 """A prepared folder: token ids in ArrayRecord shards, under one manifest.
 
   manifest.json     fingerprints, settings, and for each source and split its
-                    counts and shards (size and SHA-256 of each)
+                    counts and shards (size and SHA-256 of each); its own
+                    SHA-256, so that a flipped digit is found
   tokenizer.*       what the ids mean
+  quarantine.jsonl  what could not be read, each with its place and reason
+  leaks.jsonl       documents left out, for what of a benchmark they held
   train/ heldout/   shards; a record is one document, its ids without BOS and
                     EOS as little-endian uint16 or uint32; beside each shard
                     an index: the name and the length of each document
@@ -18,16 +21,16 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import zstandard
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_data_source
 from etils import epath
 from jaxtyping import Int
 
 from data import tokenizer as tokenizer_lib
+from data.nearby import cached, file_sha256
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of the manifest and what it lists
@@ -71,17 +74,17 @@ class Corpus:
     if not 0 <= index < self.n_documents:
       raise IndexError(f"{self.name} has no document {index}")
     try:
-      record = self._records[index]
+      record = self._record(index)
     except (RuntimeError, OSError) as error:
       raise ValueError(
-        f"{self._shard_path(index)} is damaged: {str(error)[:120]}. Fetch it"
+        f"{self._path_at(index)} is damaged: {str(error)[:120]}. Fetch it"
         " again, or remove the store and prepare it again."
       ) from error
     ids = np.frombuffer(record, id_dtype(self.vocab_size)).astype(np.int32)
     if ids.size and ids.max() >= self.vocab_size:
       # A gather on the device would clamp it without a word.
       raise ValueError(
-        f"{self._shard_path(index)}: document {index} has id {ids.max()}, but"
+        f"{self._path_at(index)}: document {index} has id {ids.max()}, but"
         f" the tokenizer beside it has ids below {self.vocab_size}. The shard"
         " belongs to another tokenizer: prepare the store again."
       )
@@ -93,9 +96,8 @@ class Corpus:
 
   def name_of(self, index: int) -> str:
     """What a document is called within its source: "web.jsonl:12"."""
-    shard = bisect.bisect_right(self._ends, index)
-    first = self._ends[shard] - self.shards[shard].n_documents
-    name, _ = self._index_of(self.shards[shard])[index - first]
+    number, place = self._place(index)
+    name, _ = self._index_of(self.shards[number])[place]
     return name
 
   @functools.cached_property
@@ -116,19 +118,33 @@ class Corpus:
     lines = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
     return [tuple(json.loads(line)) for line in lines.splitlines()]
 
+  def _record(self, index: int) -> bytes:
+    number, place = self._place(index)
+    if number not in self._opened:
+      shard = self.shards[number]
+      path = cached(self.path_of(shard), shard.sha256)
+      self._opened[number] = array_record_data_source.ArrayRecordDataSource(
+        [f"{path}[0:{shard.n_documents}]"]
+      )
+    return self._opened[number][place]
+
   @functools.cached_property
-  def _records(self) -> array_record_data_source.ArrayRecordDataSource:
-    # With the counts given, no file is opened before it is read.
-    return array_record_data_source.ArrayRecordDataSource(
-      [f"{self.path_of(s)}[0:{s.n_documents}]" for s in self.shards]
-    )
+  def _opened(
+    self,
+  ) -> dict[int, array_record_data_source.ArrayRecordDataSource]:
+    return {}
 
   @functools.cached_property
   def _ends(self) -> list[int]:
     return list(itertools.accumulate(s.n_documents for s in self.shards))
 
-  def _shard_path(self, index: int) -> epath.Path:
-    return self.path_of(self.shards[bisect.bisect_right(self._ends, index)])
+  def _place(self, index: int) -> tuple[int, int]:
+    """A document's shard, and its number there."""
+    number = bisect.bisect_right(self._ends, index)
+    return number, index - self._ends[number] + self.shards[number].n_documents
+
+  def _path_at(self, index: int) -> epath.Path:
+    return self.path_of(self.shards[self._place(index)[0]])
 
 
 class Store:
@@ -142,13 +158,7 @@ class Store:
         not the one that made the ids.
     """
     self.folder = epath.Path(folder)
-    path = self.folder / MANIFEST
-    if not path.exists():
-      raise ValueError(
-        f"{os.fspath(folder)} is no prepared store (no {MANIFEST}): write one"
-        " with `python -m data.prepare`."
-      )
-    self.manifest: dict[str, Any] = json.loads(path.read_text())
+    self.manifest = read_manifest(self.folder)
     self.tokenizer = tokenizer_lib.load(folder)
     if self.tokenizer.fingerprint != self.manifest["tokenizer"]:
       raise ValueError(
@@ -160,15 +170,21 @@ class Store:
     self.train, self.heldout = (self._split(name) for name in SPLITS)
 
   def verify(self) -> None:
-    """Reads every shard once and compares its SHA-256 with the manifest."""
+    """Reads every file once and compares its SHA-256 with the manifest."""
+    digests = {
+      corpus.path_of(shard): shard.sha256
+      for corpus in self.train + self.heldout
+      for shard in corpus.shards
+    }
+    for name, digest in self.manifest["files"].items():
+      digests[self.folder / name] = digest
+    for path, digest in digests.items():
+      if not path.exists() or file_sha256(path) != digest:
+        raise ValueError(
+          f"{path} is not what was prepared (SHA-256 differs). Fetch it"
+          " again, or remove the store and prepare it again."
+        )
     for corpus in self.train + self.heldout:
-      for shard in corpus.shards:
-        path = corpus.path_of(shard)
-        if file_sha256(path) != shard.sha256:
-          raise ValueError(
-            f"{path} is not what was prepared (SHA-256 differs). Fetch it"
-            " again, or remove the store and prepare it again."
-          )
       corpus.lengths  # noqa: B018  reads every index against its digest
 
   def _split(self, name: str) -> tuple[Corpus, ...]:
@@ -190,69 +206,42 @@ class Store:
     return tuple(corpora)
 
 
-class Writer:
-  """Writes one split of one source, starting a new shard when one is full."""
+def write_manifest(folder: epath.Path, content: dict[str, Any]) -> None:
+  """Writes the manifest with a digest over itself: a store's last file."""
+  content = {"format": FORMAT} | content
+  content["sha256"] = _manifest_sha256(content)
+  (folder / MANIFEST).write_text(json.dumps(content, indent=2))
 
-  def __init__(
-    self,
-    folder: epath.Path,
-    prefix: str,  # path of the shards within the folder: "train/0"
-    vocab_size: int,
-    shard_bytes: int,
-  ):
-    self._folder, self._prefix = folder, prefix
-    self._dtype, self._shard_bytes = id_dtype(vocab_size), shard_bytes
-    self._writer, self._in_shard, self._room = None, 0, 0
-    self._index: list[str] = []
-    self._shards: list[Shard] = []
-    self._counts = dict(n_documents=0, n_tokens=0, n_bytes=0)
 
-  def add(self, name: str, ids: Sequence[int], n_bytes: int) -> None:
-    """Appends a document of `n_bytes` of UTF-8."""
-    record = np.asarray(ids, self._dtype).tobytes()
-    if self._writer and self._room < len(record):
-      self._finish_shard()
-    if not self._writer:
-      path = self._folder / self._next_path()
-      path.parent.mkdir(parents=True, exist_ok=True)
-      self._writer = array_record_module.ArrayRecordWriter(
-        os.fspath(path), "group_size:1"
-      )
-      self._room = self._shard_bytes
-    self._writer.write(record)
-    self._index.append(json.dumps([name, len(ids)]) + "\n")
-    self._room -= len(record)
-    self._in_shard += 1
-    self._counts["n_documents"] += 1
-    self._counts["n_tokens"] += len(ids)
-    self._counts["n_bytes"] += n_bytes
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
+  """Reads the manifest of a prepared folder.
 
-  def close(self) -> dict[str, Any]:
-    """Finishes the last shard; returns the split's entry in the manifest."""
-    if self._writer:
-      self._finish_shard()
-    shards = [dataclasses.asdict(shard) for shard in self._shards]
-    return self._counts | {"shards": shards}
-
-  def _next_path(self) -> str:
-    return f"{self._prefix}-{len(self._shards):05d}.arrayrecord"
-
-  def _finish_shard(self) -> None:
-    self._writer.close()
-    relative = self._next_path()
-    path = self._folder / relative
-    index = zstandard.compress("".join(self._index).encode())
-    index_path(path).write_bytes(index)
-    self._shards.append(
-      Shard(
-        path=relative,
-        n_documents=self._in_shard,
-        size_bytes=path.stat().length,
-        sha256=file_sha256(path),
-        index_sha256=hashlib.sha256(index).hexdigest(),
-      )
+  Raises:
+    ValueError: there is none, or it is not what was written.
+  """
+  path = folder / MANIFEST
+  if not path.exists():
+    raise ValueError(
+      f"{folder} is no prepared store (no {MANIFEST}): write one with"
+      " `python -m data.prepare`."
     )
-    self._writer, self._in_shard, self._index = None, 0, []
+  try:
+    content = json.loads(path.read_bytes())
+    sound = _manifest_sha256(content) == content["sha256"]
+    sound &= content["format"] == FORMAT
+  except (ValueError, TypeError, KeyError, AttributeError):
+    sound = False
+  if not sound:
+    raise ValueError(
+      f"{path} is not what was written, or of another version of this program."
+      " Fetch it again, or remove the store and prepare it again."
+    )
+  return content
+
+
+def _manifest_sha256(content: dict[str, Any]) -> str:
+  rest = {key: value for key, value in content.items() if key != "sha256"}
+  return _sha256(json.dumps(rest, sort_keys=True))
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -263,12 +252,6 @@ def id_dtype(vocab_size: int) -> np.dtype:
 def index_path(shard: epath.Path) -> epath.Path:
   """The file beside a shard: a line of JSON [name, tokens] a document, zstd."""
   return shard.with_suffix(".index.zst")
-
-
-def file_sha256(path: epath.Path) -> str:
-  """SHA-256 of a file's content, in hex."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_size(path: epath.Path, size_bytes: int) -> None:

@@ -9,14 +9,10 @@ from flax.core import meta
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from models import gpt, llama, mixtral
+from models import gpt, llama
 from models.weights import Weight, einsum
 
-FAMILIES: dict[str, type] = {
-  "llama": llama.Config,
-  "gpt": gpt.Config,
-  "mixtral": mixtral.Config,
-}
+FAMILIES: dict[str, type] = {"llama": llama.Config, "gpt": gpt.Config}
 
 Config = Any  # one of FAMILIES
 Params = Any  # a pytree of Weight

@@ -4,13 +4,13 @@ import collections
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import random
 
 import numpy as np
 import pytest
 from absl import logging
+from etils import epath
 
 from configs import door
 from data import prepare, sources, train_tokenizer
@@ -68,14 +68,6 @@ def test_the_split_is_the_documents_own(tmp_path, in_bytes):
   assert heldout("all", names) & set(names[:40]) == heldout("few", names[:40])
 
 
-def test_empty_documents_are_left_out_and_counted(tmp_path, in_bytes):
-  for i in range(40):
-    (tmp_path / f"{i}.txt").write_text("x" if i % 4 else "")
-  made = prepare.prepare(config_for(tmp_path), in_bytes, tmp_path / "out")
-  assert len(texts_of(made.train + made.heldout)) == 30
-  assert made.manifest["sources"][0]["n_empty"] == 10
-
-
 def listing(folder):
   paths = pathlib.Path(folder).rglob("*")
   return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in paths}
@@ -129,37 +121,6 @@ def test_what_is_no_store_is_not_written_over(tmp_path, corpus, in_bytes):
   (tmp_path / "thesis.tex").write_text("dear")
   with pytest.raises(ValueError, match="is not empty"):
     prepare.prepare(config_for(corpus), in_bytes, tmp_path)
-
-
-def test_a_run_that_dies_leaves_nothing(
-  tmp_path, corpus, in_bytes, monkeypatch
-):
-  def die(*_):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(prepare.store_lib.Writer, "close", die)
-  with pytest.raises(KeyboardInterrupt):
-    prepare.prepare(config_for(corpus), in_bytes, tmp_path / "out")
-  assert list(tmp_path.iterdir()) == []
-
-
-def test_of_two_runs_at_once_one_store_is_kept(
-  tmp_path, corpus, in_bytes, monkeypatch
-):
-  config, out = config_for(corpus), tmp_path / "out"
-  write = prepare._write_sources
-
-  def slowly(*args):
-    entries = write(*args)
-    monkeypatch.setattr(prepare, "_write_sources", write)
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-    prepare.prepare(config, in_bytes, out)  # the faster one
-    return entries
-
-  monkeypatch.setattr(prepare, "_write_sources", slowly)
-  made = prepare.prepare(config, in_bytes, out)
-  made.verify()
-  assert list(tmp_path.iterdir()) == [out]
 
 
 def test_several_sources_stay_apart(tmp_path, in_bytes, texts):
@@ -240,9 +201,9 @@ def test_the_sample_is_of_train_documents_in_any_order(
   some = list(prepare.sample(config, 2_000))
   assert some == everything[: len(some)]
   assert 2_000 <= sum(len(t.encode()) for t in some) < 3_000
-  documents = list(sources.documents(str(corpus)))
-  random.Random(1).shuffle(documents)
-  monkeypatch.setattr(sources, "documents", lambda *_: iter(documents))
+  items = list(sources.read(str(corpus), sources.Reading()))
+  random.Random(1).shuffle(items)
+  monkeypatch.setattr(sources, "read", lambda *_: iter(items))
   assert list(prepare.sample(config, 2_000)) == some
 
 
@@ -252,18 +213,18 @@ def test_the_entrypoints_meet(corpus, tmp_path, capsys):
     "tokenizer": {"kind": "sentencepiece_bpe", "vocab_size": 320},
   }
   config = door.build(page, train_tokenizer.SECTIONS)
-  train_tokenizer.main(config, sources.epath.Path(tmp_path / "tok"))
+  train_tokenizer.main(config, epath.Path(tmp_path / "tok"))
   said = capsys.readouterr().out
   assert "320 ids" in said and "100 of 100 come back as they were" in said
   with pytest.raises(ValueError, match="already holds tokenizer.model"):
-    train_tokenizer.main(config, sources.epath.Path(tmp_path / "tok"))
+    train_tokenizer.main(config, epath.Path(tmp_path / "tok"))
   page["tokenizer"] = {
     "kind": "saved",
     "path": str(tmp_path / "tok"),
     "vocab_size": 320,
   }
   config = door.build(page, prepare.SECTIONS)
-  prepare.main(config, sources.epath.Path(tmp_path))
+  prepare.main(config, epath.Path(tmp_path))
   made = Store(tmp_path / "store")
   loaded = tokenizer_lib.load(tmp_path / "tok")
   assert made.tokenizer.fingerprint == loaded.fingerprint
@@ -274,4 +235,5 @@ def test_the_entrypoints_meet(corpus, tmp_path, capsys):
 def test_every_field_is_in_the_settings_or_named_why_not(in_bytes):
   settings = prepare._settings(prepare.Config(), in_bytes)
   fields = {f.name for f in dataclasses.fields(prepare.Config)}
-  assert fields - set(settings["data"]) == {"weights", "path"}
+  assert fields - set(settings["data"]) == set(prepare.ELSEWHERE)
+  assert prepare.ELSEWHERE == ("weights", "path", "max_bad_fraction")

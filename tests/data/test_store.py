@@ -1,12 +1,12 @@
 """What is damaged, missing or of another tokenizer is named, never read."""
 
-import json
 import random
 import shutil
 
 import numpy as np
 import pytest
 
+from data import shards
 from data import store as store_lib
 from data import tokenizer as tokenizer_lib
 from data.store import Store
@@ -93,17 +93,15 @@ def write_store(folder, ids, vocab_size=259):
     tokenizer_lib.Config(kind="bytes", vocab_size=259), []
   )
   tokenizer.save(folder)
-  root = store_lib.epath.Path(folder)
-  writer = store_lib.Writer(root, "train/00", vocab_size, 100)
+  writer = shards.ShardWriter(folder, "train/0.arrayrecord", vocab_size)
   for document in ids:
     writer.add("x", document, 1)
-  entry = {
-    "name": "x",
-    "train": writer.close(),
-    "heldout": store_lib.Writer(root, "heldout/00", vocab_size, 100).close(),
-  }
-  manifest = {"tokenizer": tokenizer.fingerprint, "sources": [entry]}
-  (folder / "manifest.json").write_text(json.dumps(manifest))
+  nothing = shards.ShardWriter(folder, "heldout/0.arrayrecord", vocab_size)
+  entry = {"name": "x", "train": writer.close(), "heldout": nothing.close()}
+  store_lib.write_manifest(
+    store_lib.epath.Path(folder),
+    {"tokenizer": tokenizer.fingerprint, "sources": [entry], "files": {}},
+  )
   return Store(folder)
 
 
