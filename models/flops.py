@@ -19,12 +19,14 @@ def n_params(config: families.Config) -> int:
 
 def n_matmul_params(config: families.Config) -> int:
   """Parameters that multiply every token: not the looked-up tables, but the
-  head, also where it is the embedding.
+  head, also where it is the embedding; of experts as many as are active.
   """
   shapes, names = families.abstract(config), families.axes(config)
   is_names = lambda x: isinstance(x, tuple)  # noqa: E731
+  experts = getattr(config, "experts", None)
+  active = experts.n_active / experts.n_experts if experts else 1
   total = sum(
-    math.prod(leaf.shape)
+    math.prod(leaf.shape) * (active if "experts" in axes else 1)
     for leaf, axes in zip(
       jax.tree.leaves(shapes),
       jax.tree.leaves(names, is_leaf=is_names),
@@ -32,7 +34,7 @@ def n_matmul_params(config: families.Config) -> int:
     )
     if not {"vocab", "position"} & set(axes)
   )
-  return total + config.vocab_size * config.d_model
+  return round(total) + config.vocab_size * config.d_model
 
 
 def forward_per_token(config: families.Config, length: int) -> float:

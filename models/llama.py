@@ -76,37 +76,6 @@ class Config:
       )
 
 
-class Model(nn.Module):
-  """Tokens to hidden states; `models.families` has the head and the rest."""
-
-  config: Config
-
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-    cache: Cache | None = None,
-    deterministic: bool = True,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    c = self.config
-    table = Table(c.vocab_size, c.d_model, name="embed")()
-    if not c.tied:
-      Table(c.vocab_size, c.d_model, name="head")()
-    x = lookup(table, tokens, jnp.dtype(c.dtype))
-    side = stack.Side(
-      mask.of_tokens(positions, segment_ids),
-      position.rotary(positions, c.d_head, c.rope_theta, c.rope_scaling),
-      deterministic,
-    )
-    layers = stack.Stack(
-      Block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
-    )
-    x, cache = layers(x, side, cache)
-    return RMSNorm(c.norm_epsilon, name="norm")(x), cache
-
-
 class Block(nn.Module):
   """x + attention(norm x), then x + mlp(norm x)."""
 
@@ -133,13 +102,53 @@ class Block(nn.Module):
       qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
       name="attention",
     )
-    mlp = MLP(c.d_ff, "silu", dtype, gated=True, name="mlp")
     drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
     h = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
     h, cache = attention(h, side.mask, side.rotary, cache, lengths)
     x += drop(h)
-    x += drop(mlp(RMSNorm(c.norm_epsilon, name="mlp_norm")(x)))
+    h = RMSNorm(c.norm_epsilon, name="mlp_norm")(x)
+    x += drop(self.feed_forward(h, side))
     return stack.residual(x), cache
+
+  def feed_forward(
+    self, x: Float[Array, "B T D"], side: stack.Side
+  ) -> Float[Array, "B T D"]:
+    """What kin of Llama put something else in the place of."""
+    del side
+    c = self.config
+    return MLP(c.d_ff, "silu", jnp.dtype(c.dtype), gated=True, name="mlp")(x)
+
+
+class Model(nn.Module):
+  """Tokens to hidden states; `models.families` has the head and the rest."""
+
+  config: Config
+  block: type[nn.Module] = Block
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    cache: Cache | None = None,
+    deterministic: bool = True,
+  ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    c = self.config
+    table = Table(c.vocab_size, c.d_model, name="embed")()
+    if not c.tied:
+      Table(c.vocab_size, c.d_model, name="head")()
+    x = lookup(table, tokens, jnp.dtype(c.dtype))
+    side = stack.Side(
+      mask.of_tokens(positions, segment_ids),
+      position.rotary(positions, c.d_head, c.rope_theta, c.rope_scaling),
+      deterministic,
+    )
+    layers = stack.Stack(
+      self.block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
+    )
+    x, cache = layers(x, side, cache)
+    return RMSNorm(c.norm_epsilon, name="norm")(x), cache
 
 
 _LLAMA3_SCALING = position.Scaling(

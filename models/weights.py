@@ -80,6 +80,33 @@ def _low_rank(
   return _dot(f"{kept}R,{second[1]}->{out_dims}", low, second[0], dtype, out)
 
 
+def ragged(
+  x: Float[Array, "U D"],
+  w: Weight,
+  sizes: Int[Array, "E"],
+  dtype: jnp.dtype,
+) -> Float[Array, "U F"]:
+  """Groups of rows times the matrix of their expert, computing in `dtype`.
+
+  Args:
+    x: rows, group by group; those behind the last group give anything.
+    w: [E, D, F].
+    sizes: rows of each group.
+    dtype: of the computation.
+  """
+  if isinstance(w, LoraArray):
+    raise ValueError("adapters of experts are not there yet: adapt others.")
+  if isinstance(w, QuantArray):
+    w = w.dequantize(dtype)
+  out = jax.lax.ragged_dot(
+    x.astype(dtype),
+    w.astype(dtype),
+    sizes,
+    preferred_element_type=jnp.float32,
+  )
+  return checkpoint_name(out.astype(dtype), "product")
+
+
 def take(
   table: Weight, ids: Int[Array, "B T"], dtype: jnp.dtype
 ) -> Float[Array, "B T D"]:
@@ -119,8 +146,12 @@ def _product(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
 
   It is the only one in which XLA:CPU multiplies in bf16: plain bf16 dots are
   upcast first, half as fast. On TPU and GPU it changes nothing, down to the
-  bf16 all-reduce.
+  bf16 all-reduce. Of a batch of products (one for each expert) it is a form
+  that XLA:CPU compiles and cannot run.
   """
+  x_dims, w_dims, out_dims = _dims(spec)
+  if set(x_dims) & set(w_dims) & set(out_dims):
+    return jnp.einsum(spec, x.astype(out), w.astype(out))
   wide = jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
   return wide.astype(out)
 

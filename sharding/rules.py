@@ -33,6 +33,9 @@ _WHOLE: Table = {
   "mlp": (),
   "vocab": (),
   "position": (),
+  "router": (),
+  "experts": (),
+  "expert_in": (),  # width of the model, in an expert's matrix
 }
 _ACTIVATIONS: Table = {
   "batch": ("replica", "data", "fsdp"),
@@ -44,7 +47,15 @@ _ACTIVATIONS: Table = {
   "act_vocab": (),
   "lookup": (),  # width of the embedding table while rows are looked up
 }
-_FSDP: Table = {**_WHOLE, "embed": ("fsdp",)}
+_FSDP: Table = {**_WHOLE, "embed": ("fsdp",), "expert_in": ("fsdp",)}
+# Rows are split over `expert` too: see sharding/expert.py.
+_EXPERT: Table = {
+  **_WHOLE,
+  "embed": ("fsdp", "expert"),
+  "experts": ("expert",),
+  "expert_in": ("fsdp",),
+}
+_EXPERT_ROWS: Table = {"batch": ("replica", "data", "fsdp", "expert")}
 _TENSOR_SPLIT: Table = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
@@ -87,6 +98,11 @@ TABLES: dict[str, Rules] = {
     {**_FSDP, **_TENSOR_SPLIT}, activations=_TENSOR_ACTIVATIONS
   ),
 }
+TABLES["expert"] = _rules(_EXPERT, activations={**_ACTIVATIONS, **_EXPERT_ROWS})
+TABLES["expert_tensor"] = _rules(
+  {**_EXPERT, **_TENSOR_SPLIT},
+  activations={**_TENSOR_ACTIVATIONS, **_EXPERT_ROWS},
+)
 TABLES["zero3"] = TABLES["fsdp"]
 
 
@@ -229,6 +245,11 @@ def make(mesh: AnyMesh, name: str) -> Layout:
   return Layout(mesh, rules)
 
 
+def current() -> Layout | None:
+  """The layout in use; None outside of `Layout.use`."""
+  return _CURRENT.get()
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins an activation to the current layout; does nothing without one.
 
@@ -236,7 +257,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     ValueError: as `spec`; with_sharding_constraint itself would silently
       replicate an indivisible dimension.
   """
-  layout = _CURRENT.get()
+  layout = current()
   if layout is None:
     return x
   sharding = layout.sharding(names, x.shape, "activations")

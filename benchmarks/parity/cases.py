@@ -13,7 +13,8 @@ import numpy as np
 from jax import numpy as jnp
 
 from data.batch import Batch
-from models import families, gpt, llama
+from models import families, gpt, llama, mixtral
+from models.layers import moe
 from models.layers.position import Scaling
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
@@ -35,6 +36,11 @@ def _stretched(**scaling) -> llama.Config:
   return dataclasses.replace(_LLAMA, rope_scaling=Scaling(**scaling))
 
 
+def _experts(config: llama.Config, **experts) -> mixtral.Config:
+  sizes = moe.Config(n_experts=5, n_active=2, **experts)
+  return mixtral.Config(**{**vars(config), "d_ff": 24}, experts=sizes)
+
+
 CASES: dict[str, families.Config] = {
   "llama": _LLAMA,
   "llama_linear": _stretched(kind="linear", factor=4.0),
@@ -47,6 +53,11 @@ CASES: dict[str, families.Config] = {
     _LLAMA, qk_normed=True, d_head=12, norm_epsilon=1e-6
   ),
   "qwen3_tied": dataclasses.replace(_LLAMA, qk_normed=True, tied=True),
+  "mixtral": _experts(_LLAMA),
+  "mixtral_roomy": _experts(_LLAMA, capacity_factor=2.5),  # room for all
+  "qwen3_moe": _experts(
+    dataclasses.replace(_LLAMA, qk_normed=True), gates_normed=False
+  ),
   "gpt2": gpt.Config(
     vocab_size=48,
     d_model=32,
@@ -104,7 +115,11 @@ def run(
 
   def loss(params, batch):
     hidden, _ = families.build(config).apply(
-      {"params": params}, batch.tokens, batch.positions, batch.segment_ids
+      {"params": params},
+      batch.tokens,
+      batch.positions,
+      batch.segment_ids,
+      deterministic=False,  # a capacity counts in training; nothing is random
     )
     logits = families.logits(config, params, hidden)
     chosen = jnp.take_along_axis(

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from benchmarks.parity import cases, names
-from models import families, gpt
+from models import families, gpt, mixtral
 from models.layers.position import Scaling
 
 
@@ -61,7 +61,9 @@ def their_config(config: families.Config) -> transformers.PretrainedConfig:
       bos_token_id=None,
       eos_token_id=None,
     )
-  if c.qk_normed:
+  if isinstance(c, mixtral.Config):
+    kind, extra = _experts(c)
+  elif c.qk_normed:
     kind, extra = transformers.Qwen3Config, {}
   elif c.qkv_biased:
     kind, extra = transformers.Qwen2Config, {}
@@ -82,6 +84,21 @@ def their_config(config: families.Config) -> transformers.PretrainedConfig:
     **rope(c.rope_theta, c.rope_scaling, c.max_length),
     **extra,
   )
+
+
+def _experts(config: mixtral.Config) -> tuple[type, dict]:
+  e = config.experts
+  if config.qk_normed:
+    return transformers.Qwen3MoeConfig, {
+      "num_experts": e.n_experts,
+      "num_experts_per_tok": e.n_active,
+      "moe_intermediate_size": config.d_ff,
+      "norm_topk_prob": e.gates_normed,
+    }
+  return transformers.MixtralConfig, {
+    "num_local_experts": e.n_experts,
+    "num_experts_per_tok": e.n_active,
+  }
 
 
 def rope(theta: float, scaling: Scaling | None, length: int) -> dict:

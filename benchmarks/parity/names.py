@@ -24,6 +24,7 @@ class Row:
   ours: tuple[str, ...]
   n_in: int = 0  # leading dimensions of ours that are inputs; 0: a vector
   transposed: bool = False
+  n_copies: int = 0  # dimensions ahead of those that list whole matrices
 
 
 def _linear(theirs: str, ours: str, n_in: int = 1) -> Row:
@@ -86,7 +87,22 @@ def _gpt() -> tuple[Row, ...]:
   )
 
 
-TABLES: dict[str, tuple[Row, ...]] = {"llama": _llama(), "gpt": _gpt()}
+def _mixtral() -> tuple[Row, ...]:
+  theirs, ours = "model.layers.{i}.mlp.", "stack/layer_{i}/mlp/"
+  wide = (ours + "gate", ours + "up")
+  return (
+    *[row for row in _llama() if ".mlp." not in row.theirs],
+    _linear(theirs + "gate", ours + "router"),
+    Row(theirs + "experts.gate_up_proj", wide, 1, True, 1),
+    Row(theirs + "experts.down_proj", (ours + "down",), 1, True, 1),
+  )
+
+
+TABLES: dict[str, tuple[Row, ...]] = {
+  "llama": _llama(),
+  "gpt": _gpt(),
+  "mixtral": _mixtral(),
+}
 
 
 def to_theirs(
@@ -98,7 +114,7 @@ def to_theirs(
   for row in _rows(config, ours):
     parts = [_two_dims(ours[name], row) for name in row.ours]
     joined = np.concatenate(parts, axis=-1)
-    theirs[row.theirs] = joined.T if row.transposed else joined
+    theirs[row.theirs] = joined.swapaxes(-1, -2) if row.transposed else joined
   return theirs
 
 
@@ -112,8 +128,9 @@ def from_theirs(
   ours = {}
   for row in _rows(config, leaves):
     joined = np.asarray(theirs[row.theirs])
-    joined = joined.T if row.transposed else joined
-    sizes = [math.prod(leaves[name][row.n_in :]) for name in row.ours]
+    joined = joined.swapaxes(-1, -2) if row.transposed else joined
+    n_ahead = row.n_copies + row.n_in
+    sizes = [math.prod(leaves[name][n_ahead:]) for name in row.ours]
     parts = np.split(joined, np.cumsum(sizes)[:-1], axis=-1)
     for name, part in zip(row.ours, parts, strict=True):
       ours[name] = part.reshape(leaves[name])
@@ -145,7 +162,8 @@ def _two_dims(x: Any, row: Row) -> np.ndarray:
   x = np.asarray(x)
   if not row.n_in:
     return x.reshape(-1)
-  return x.reshape(math.prod(x.shape[: row.n_in]), -1)
+  copies, rest = x.shape[: row.n_copies], x.shape[row.n_copies :]
+  return x.reshape(*copies, math.prod(rest[: row.n_in]), -1)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

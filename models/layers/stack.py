@@ -86,7 +86,7 @@ class Stack(nn.Module):
       raise ValueError("decoding runs unscanned: see models/decode.py.")
     layers = nn.scan(
       self._rematted(_Group, prevent_cse=False),
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "losses": 0, "figures": 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,
       length=self.n_layers // len(self.pattern),

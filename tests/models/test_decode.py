@@ -10,8 +10,8 @@ import pytest
 from jax import numpy as jnp
 
 from models import cache as caches
-from models import decode, families, gpt, llama, sampling
-from models.layers import position, stack
+from models import decode, families, gpt, llama, mixtral, sampling
+from models.layers import moe, position, stack
 from sharding import mesh, rules
 
 _LLAMA = llama.Config(
@@ -33,6 +33,10 @@ CONFIGS = {
   "qwen2": dataclasses.replace(_LLAMA, qkv_biased=True, tied=True),
   "qwen3": dataclasses.replace(_LLAMA, qk_normed=True),
   "llama3": dataclasses.replace(_LLAMA, rope_scaling=_SCALING),
+  "mixtral": mixtral.Config(
+    **vars(_LLAMA),
+    experts=moe.Config(n_experts=4, n_active=2, capacity_factor=0.5),
+  ),
   "gpt": gpt.Config(
     vocab_size=64,
     max_length=64,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from models import families, flops, gpt, llama
+from models import families, flops, gpt, llama, mixtral
 
 # Counted from the published checkpoints.
 N_PARAMS = {
@@ -25,13 +25,15 @@ N_PARAMS = {
   "qwen2_7b": 7_615_616_512,
   "qwen3_600m": 596_049_920,
   "qwen3_8b": 8_190_735_360,
+  "mixtral_8x7b": 46_702_792_704,
+  "qwen3_30b_a3b": 30_532_122_624,
   "gpt2_124m": 124_439_808,
   "gpt2_355m": 354_823_168,
   "gpt2_774m": 774_030_080,
   "gpt2_1558m": 1_557_611_200,
 }
-PRESETS = llama.PRESETS | gpt.PRESETS
-OURS = {"3m", "15m", "110m"}
+PRESETS = llama.PRESETS | gpt.PRESETS | mixtral.PRESETS
+OURS = {"3m", "15m", "110m", "9m"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,7 +46,9 @@ def test_presets_have_the_published_number_of_parameters(name):
     assert n_params == N_PARAMS[name]
 
 
-@pytest.mark.parametrize("name", ["llama3_70b", "qwen3_8b", "gpt2_1558m"])
+@pytest.mark.parametrize(
+  "name", ["llama3_70b", "qwen3_8b", "gpt2_1558m", "mixtral_8x7b"]
+)
 def test_every_dimension_of_every_weight_has_a_name(name):
   shapes = families.abstract(PRESETS[name])
   names = families.axes(PRESETS[name])
@@ -152,3 +156,10 @@ def test_a_window_costs_what_it_sees():
   )
   expected = 2 * per_key * (length / 2 - seen)
   np.testing.assert_allclose(saved, expected, rtol=0.05)
+
+
+def test_of_experts_only_the_active_ones_compute():
+  """Mixtral 8x7B has 12.9 B active parameters (2401.04088, section 2)."""
+  c = mixtral.PRESETS["mixtral_8x7b"]
+  n_active = flops.n_matmul_params(c) + c.vocab_size * c.d_model
+  assert round(n_active / 1e9, 1) == 12.9

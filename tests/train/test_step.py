@@ -10,7 +10,8 @@ import optax
 import pytest
 from jax import numpy as jnp
 
-from models import families
+from models import families, mixtral
+from models.layers import moe
 from sharding import mesh, report, rules
 from train.core import loop, optim, precision, schedule, state, step
 from train.objectives import lm
@@ -29,8 +30,8 @@ LAYOUTS = {
 }
 
 
-def _layout(name: str) -> rules.Layout:
-  table, sizes = LAYOUTS[name]
+def _layout(name: str, layouts=LAYOUTS) -> rules.Layout:
+  table, sizes = layouts[name]
   devices = jax.devices() if sizes else jax.devices()[:1]
   return rules.make(mesh.make(mesh.Config(**sizes), devices), table)
 
@@ -48,9 +49,10 @@ def _run(
   n_micro=1,
   optimizer=None,
   seed=3,
+  layouts=LAYOUTS,
 ):
   """A few steps; returns the state, the metrics and the compiled step."""
-  layout = _layout(layout)
+  layout = _layout(layout, {**LAYOUTS, **layouts})
   axes = families.axes(model)
   # Linear in the gradient: Adam would blow up the noise of tiny gradients.
   config = optimizer or optim.CONFIGS["sgd"](lr=0.3, momentum=0.9, clip=0.5)
@@ -101,6 +103,52 @@ def test_every_mesh_gives_the_update_of_one_device(
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+EXPERT_LAYOUTS = {
+  "dp": ("dp", dict(data=8)),
+  "fsdp x tensor": ("fsdp_tensor", dict(data=1, fsdp=4, tensor=2)),
+  "expert": ("expert", dict(data=2, expert=4)),
+  "fsdp x expert": ("expert", dict(data=1, fsdp=2, expert=4)),
+  "expert x tensor": ("expert_tensor", dict(data=1, expert=4, tensor=2)),
+}
+
+
+@pytest.fixture(scope="module", params=[None, 1.25], ids=["dropless", "room"])
+def experts(request, tiny, ragged_batch):
+  """A model of experts, with and without a capacity, on one device."""
+  layers = moe.Config(
+    n_experts=4, n_active=2, capacity_factor=request.param,
+    balance_weight=0.02, z_weight=1e-3,
+  )  # fmt: skip
+  model = mixtral.Config(**{**vars(tiny), "d_ff": 32}, experts=layers)
+  return model, _run(model, ragged_batch)
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_every_mesh_gives_the_update_of_one_device_to_experts(
+  experts, ragged_batch, layout
+):
+  """Loss, gradient norm, update, and the count of dropped tokens: S1, S13."""
+  model, (here, expected, _) = experts
+  there, metrics, compiled = _run(
+    model, ragged_batch, layout, layouts=EXPERT_LAYOUTS
+  )
+  for name in ("loss", "grad_norm", "update_norm", "balance", "dropped"):
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+  assert (expected["dropped"] > 0) == (model.experts.capacity_factor == 1.25)
+  chex.assert_trees_all_close(
+    jax.device_get(there.params),
+    jax.device_get(here.params),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  # Tokens travel, experts do not: two exchanges forward, and two back.
+  lines = compiled.as_text().splitlines()
+  travel = [x for x in lines if " all-to-all(" in x]
+  gathered = [x for x in lines if " all-gather(" in x and "/mlp/mlp" in x]
+  if layout.startswith("expert") and model.experts.capacity_factor:
+    assert len(travel) == 4 and not gathered
 
 
 def test_adam_on_a_mesh_is_adam(tiny, ragged_batch):

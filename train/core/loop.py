@@ -284,11 +284,12 @@ class _Pace:
 def _progress(n_done: int, n_steps: int, row: dict[str, float]) -> str:
   nan = float("nan")  # where no step since the last line was applied
   left = round(row["step_seconds"] * (n_steps - n_done))
+  dropped = f"  dropped {row['dropped']:.1%}" if row.get("dropped") else ""
   mfu = f"MFU {row['mfu']:6.1%}" if "mfu" in row else "MFU unknown"
   return (
     f"{n_done:>6}/{n_steps} {n_done / n_steps:4.0%}"
     f"  loss {row.get('loss', nan):.4f}  grad {row.get('grad_norm', nan):6.3f}"
-    f"  lr {row['lr']:.2e}  {row['step_seconds'] * 1e3:6.0f} ms"
+    f"{dropped}  lr {row['lr']:.2e}  {row['step_seconds'] * 1e3:6.0f} ms"
     f"  data {row['data_share']:4.1%}"
     f"  {row['tokens_per_second']:9,.0f} tok/s  {mfu}"
     f"  {row['memory_bytes'] / 2**30:.1f} GiB"

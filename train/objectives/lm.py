@@ -45,13 +45,14 @@ def make(config: Config, model: families.Config):
   module = families.build(model)
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
-    hidden_BTD, _ = module.apply(
+    (hidden_BTD, _), sown = module.apply(
       {"params": params},
       batch.tokens,
       batch.positions,
       batch.segment_ids,
       deterministic=key is None,
       rngs=None if key is None else {"dropout": key},
+      mutable=("losses", "figures"),
     )
     loss, sums = cross_entropy(
       config,
@@ -62,9 +63,26 @@ def make(config: Config, model: families.Config):
       batch.weights,
     )
     weight = batch.weights.sum()
-    return loss, weight, {name: (s, weight) for name, s in sums.items()}
+    metrics = {name: (s, weight) for name, s in sums.items()} | figures(sown)
+    # A mean over tokens and layers: it weighs as much as the tokens do.
+    extra = sum(x.sum() for x in jax.tree.leaves(sown.get("losses", {})))
+    return loss + weight * extra / model.n_layers, weight, metrics
 
   return objective
+
+
+def figures(sown: Any) -> dict[str, tuple[Array, Array]]:
+  """What the layers tell of themselves, added up: name -> (sum, weight)."""
+  found: dict[str, Any] = {}
+  is_pair = lambda x: isinstance(x, tuple) and len(x) == 2  # noqa: E731
+  for path, pair in jax.tree.leaves_with_path(
+    sown.get("figures", {}), is_leaf=is_pair
+  ):
+    name = path[-2].key
+    pair = tuple(x.sum() for x in pair)
+    before = found.get(name, (0.0, 0.0))
+    found[name] = (before[0] + pair[0], before[1] + pair[1])
+  return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,0 +1,95 @@
+"""Experts split over the mesh axis `expert`: tokens go to where they lie.
+
+Every shard of the batch routes its own rows. With a capacity, its buckets then
+go to the shards that hold their experts and come back: two all-to-alls. Without
+one, nobody knows how much goes where: the shards of a group gather each other's
+rows, each computes its experts' part, and the parts are added up where the rows
+belong.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from sharding import rules
+
+AXIS = "expert"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The shards that hold all experts together; one alone holds them all."""
+
+  size: int = 1
+  batch: tuple[str, ...] = ()  # mesh axes that the rows are split over
+
+  def first(self, n_here: int) -> Array | int:
+    """The number of this shard's first expert, of n_here."""
+    return jax.lax.axis_index(AXIS) * n_here if self.size > 1 else 0
+
+  def to_experts(self, x: Float[Array, "B E C D"]) -> Float[Array, "..."]:
+    """Own rows of all experts -> the group's rows of own experts."""
+    return self._exchange(x, 1, 0)
+
+  def to_rows(self, x: Float[Array, "B E C D"]) -> Float[Array, "..."]:
+    """The way back."""
+    return self._exchange(x, 0, 1)
+
+  def _exchange(self, x: Array, split: int, joined: int) -> Array:
+    if self.size == 1:
+      return x
+    return jax.lax.all_to_all(x, AXIS, split, joined, tiled=True)
+
+  def gather(self, x: Array) -> Array:
+    """Own rows -> the group's rows."""
+    if self.size == 1:
+      return x
+    return jax.lax.all_gather(x, AXIS, axis=0, tiled=True)
+
+  def add_up(self, parts: Array) -> Array:
+    """A part for each of the group's rows -> own rows, all parts added up."""
+    if self.size == 1:
+      return parts
+    return jax.lax.psum_scatter(parts, AXIS, scatter_dimension=0, tiled=True)
+
+  def total(self, x: Any) -> Any:
+    """The sum over all shards of the batch."""
+    return jax.lax.psum(x, self.batch) if self.batch else x
+
+
+def on_shards(
+  function: Callable[..., tuple[Array, Any]], rows: tuple, weights: Any
+) -> tuple[Array, Any]:
+  """Runs function(group, rows, weights) -> (rows, totals) on every shard.
+
+  Args:
+    function: sees the rows of its shard and the experts that lie there; its
+      totals come from `Group.total`.
+    rows: arrays [B, ...], split over the batch by the layout.
+    weights: a tree of arrays [E, ...].
+  """
+  layout = rules.current()
+  if layout is None:
+    return function(Group(), rows, weights)
+  batch = layout.rules.activations["batch"]
+  size = layout.mesh.shape[AXIS] if AXIS in batch else 1
+  copied = tuple(a for a in batch if size == 1 or a != AXIS)
+
+  def on_shard(rows, weights):
+    # A custom gradient varies over all shards, and so must what it is of.
+    weights = jax.tree.map(
+      lambda w: jax.lax.pcast(w, copied, to="varying"), weights
+    )
+    return function(Group(size, batch), rows, weights)
+
+  return jax.shard_map(
+    on_shard,
+    mesh=layout.mesh,
+    in_specs=(P(batch), P(AXIS if size > 1 else None)),
+    out_specs=(P(batch), P()),
+    axis_names=set(batch),
+  )(rows, weights)
