@@ -1,14 +1,16 @@
-"""The reference attention, every variant, against loops in float64."""
+"""The kernels for any device, every variant, against loops in float64: N1, N3."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from models.layers.attention import attend
+from models import attention_kernels
 from models.layers.mask import Mask
+from models.layers.reference import attend
 
 B, T, H = 2, 9, 8
 N, K = 4, 2
@@ -72,6 +74,10 @@ CASES = {
 }
 
 
+# Chunks that do not divide the queries, and do not keep segments together.
+IN_CHUNKS = functools.partial(attention_kernels.chunked, chunk=4)
+
+
 def sees(mask, b, t, s):
   """The rules of a mask, one query and one key at a time."""
   i, j = int(mask.q_positions[b, t]), int(mask.kv_positions[b, s])
@@ -106,11 +112,12 @@ def attended(q, k, v, mask, scale=None, softcap=None, bias=None, sinks=None):
   return out
 
 
+@pytest.mark.parametrize("kernel", [attend, IN_CHUNKS], ids=["whole", "chunks"])
 @pytest.mark.parametrize("name", CASES)
-def test_attention_is_its_definition(name):
+def test_attention_is_its_definition(name, kernel):
   case = CASES[name]
   mask = case.masked()
-  run = jax.jit(lambda q, k, v: attend(q, k, v, mask, **case.options))
+  run = jax.jit(lambda q, k, v: kernel(q, k, v, mask, **case.options))
   got = run(*case.operands())
   names = {"bias_NTS": "bias", "sinks_N": "sinks"}
   options = {names.get(key, key): x for key, x in case.options.items()}

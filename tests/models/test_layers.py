@@ -10,8 +10,9 @@ from flax.core import meta
 from jax import numpy as jnp
 
 from models.layers import mask, norm, position
-from models.layers.attention import Attention, attend
+from models.layers.attention import Attention
 from models.layers.mlp import MLP
+from models.layers.reference import attend
 
 F32 = jnp.dtype("float32")
 EPSILON = 0.02  # of the differences: their error grows with its 4th power

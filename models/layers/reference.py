@@ -1,0 +1,88 @@
+"""Attention as it is written down: what every kernel is measured by.
+
+Grouped queries: arXiv 2305.13245. Soft caps: 2408.00118. Sinks: 2309.17453.
+ALiBi: 2108.12409.
+"""
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from models.layers.mask import Mask
+
+
+def attend(
+  q_BTNH: Float[Array, "B T N H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K H"],
+  mask: Mask,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+  bias_NTS: Float[Array, "N T S"] | None = None,
+  sinks_N: Float[Array, "N"] | None = None,
+) -> Float[Array, "B T N H"]:
+  """The reference: O(T S) memory, softmax in fp32, masked rows give zeros.
+
+  Args:
+    q_BTNH: queries; N = G K, the G heads of a group lie side by side.
+    k_BSKH: keys.
+    v_BSKH: values.
+    mask: who may see whom.
+    scale: of the logits; 1 / sqrt(H) by default.
+    softcap: logits become softcap * tanh(logits / softcap).
+    bias_NTS: added to the logits, as in ALiBi.
+    sinks_N: a logit per head that takes probability and gives nothing.
+  """
+  n_rows, n_queries, n_heads, d_head = q_BTNH.shape
+  scale = d_head**-0.5 if scale is None else scale
+  n_kv_heads = k_BSKH.shape[2]
+  n_groups = n_heads // n_kv_heads
+  by_group = (n_rows, n_kv_heads, n_groups, n_queries, -1)
+  # All that looks at one kv head in one dimension, M = G T: given five, XLA:CPU
+  # copies the values of every decoding step to turn them around.
+  by_kv_head = (n_rows, n_kv_heads, n_groups * n_queries, -1)
+  q_BTKGH = q_BTNH.reshape(n_rows, n_queries, n_kv_heads, n_groups, d_head)
+  q_BKMH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(by_kv_head)
+  # fp32 operands: TPUs still multiply in bf16 by default but add in fp32, and
+  # XLA:CPU upcasts batched bf16 dots anyway.
+  logits = jnp.einsum(
+    "BKMH,BKSH->BKMS",
+    q_BKMH.astype(jnp.float32) * scale,
+    k_BSKH.swapaxes(1, 2).astype(jnp.float32),
+  ).reshape(by_group)
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  if bias_NTS is not None:
+    logits += bias_NTS.reshape(1, n_kv_heads, -1, *bias_NTS.shape[1:])
+  weights, total = _unnormalized_softmax(
+    logits,
+    mask.dense()[:, None, None],
+    None if sinks_N is None else sinks_N.reshape(1, n_kv_heads, -1, 1, 1),
+  )
+  weights_BKMS = weights.astype(v_BSKH.dtype).reshape(by_kv_head)
+  v_BKSH = v_BSKH.swapaxes(1, 2)
+  out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS, v_BKSH)
+  # Divided at the end, and backwards at first: H numbers a query, not S.
+  out_BTKGH = (out_BKMH.reshape(by_group) / total).transpose(0, 3, 1, 2, 4)
+  return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _unnormalized_softmax(
+  logits: Array, seen: Array, sinks: Array | None
+) -> tuple[Array, Array]:
+  """exp(logits) up to a factor, where seen, and the sums over the last
+  dimension; a row that sees nothing has zeros and the sum 1.
+  """
+  lowest = jnp.finfo(jnp.float32).min
+  top = jnp.where(seen, logits, lowest).max(-1, keepdims=True)
+  if sinks is not None:
+    sinks = sinks.astype(jnp.float32)
+    top = jnp.maximum(top, sinks)
+  top = jax.lax.stop_gradient(top)
+  # The inner where keeps exp finite behind the mask, for the gradient too.
+  weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - top, 0.0)), 0.0)
+  total = weights.sum(-1, keepdims=True)
+  if sinks is not None:
+    total += jnp.exp(sinks - top)
+  return weights, jnp.where(total > 0, total, 1.0)

@@ -1,0 +1,157 @@
+"""Every kernel is the reference, forward and backward: N15; none by accident."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from benchmarks.parity import cases
+from models import attention_kernels, families
+from models.layers.mask import Mask
+from models.layers.reference import attend
+from sharding import mesh, rules
+
+B, N, K, H = 2, 4, 2, 64
+
+
+def _operands(length):
+  rng = np.random.default_rng(length)
+  shapes = ((B, length, N, H), (B, length, K, H), (B, length, K, H))
+  return [jnp.float32(rng.normal(size=shape)) for shape in shapes]
+
+
+def _packed(length, **kind):
+  """Three segments, the last cut into by the end; then padding in row 1."""
+  segments = np.ones((B, length), np.int32)
+  positions = np.tile(np.arange(length, dtype=np.int32), (B, 1))
+  for start in (length // 3 + 1, length // 2 + 7):
+    segments[0, start:] += 1
+    positions[0, start:] = np.arange(length - start)
+  segments[1, length - 40 :] = 0
+  where = jnp.asarray(positions), jnp.asarray(segments)
+  return Mask(*where, *where, **kind)
+
+
+def _both(kernel, operands, mask):
+  """The output, and the gradients of a sum that weighs its entries."""
+  alive = np.asarray(mask.q_segments)[..., None, None] > 0
+  weights = np.cos(np.arange(operands[0].size)).reshape(operands[0].shape)
+
+  @jax.jit
+  def run(*operands):
+    out, pull = jax.vjp(lambda *x: kernel(*x, mask), *operands)
+    return out, pull(jnp.float32(weights * alive))
+
+  out, gradients = run(*operands)
+  return np.where(alive, out, 0), gradients
+
+
+@pytest.mark.parametrize("kind", [{}, {"window": 50}], ids=["full", "window"])
+@pytest.mark.parametrize("length", [128, 384])
+def test_splash_is_the_reference(length, kind):
+  """Interpreted; grouped heads, packed rows, padding."""
+  operands, mask = _operands(length), _packed(length, **kind)
+
+  def splash(*x):
+    return attention_kernels.splash(*x, interpret=True)
+
+  found = _both(splash, operands, mask)
+  expected = _both(attend, operands, mask)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize("length", [64, 300])
+def test_chunks_are_the_reference_forward_and_backward(length):
+  operands, mask = _operands(length), _packed(length, window=90)
+
+  def chunked(*x):
+    return attention_kernels.chunked(*x, chunk=64)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6),
+    _both(chunked, operands, mask),
+    _both(attend, operands, mask),
+  )
+
+
+def test_chunks_hold_no_square_of_the_length():
+  """Four times the length: temporaries grow by four, the reference's by 16."""
+
+  def temporaries(kernel, length):
+    shape = jax.ShapeDtypeStruct
+    ids = shape((1, length), jnp.int32)
+
+    def total(q, k, v, positions, segments):
+      mask = Mask(positions, segments, positions, segments)
+      return kernel(q, k, v, mask).sum()
+
+    wide = [shape((1, length, n, 16), jnp.float32) for n in (2, 1, 1)]
+    step = jax.jit(jax.grad(total, (0, 1, 2)))
+    compiled = step.lower(*wide, ids, ids).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  chunked = [temporaries(attention_kernels.chunked, n) for n in (1024, 4096)]
+  whole = [temporaries(attend, n) for n in (1024, 4096)]
+  assert chunked[1] < 5 * chunked[0]
+  assert whole[1] > 12 * whole[0]
+
+
+def test_a_model_in_chunks_is_the_model():
+  plain = cases.CASES["mistral"]
+  logits, gradients = cases.run(dataclasses.replace(plain, attention="chunked"))
+  expected, by_reference = cases.run(plain)
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    gradients,
+    by_reference,
+  )
+
+
+def test_splash_runs_on_the_shards_of_a_mesh(monkeypatch):
+  layout = rules.make(
+    mesh.make(mesh.Config(data=2, tensor=2, fsdp=2), jax.devices()),
+    "fsdp_tensor",
+  )
+  operands = [jnp.concatenate([x, x]) for x in _operands(128)]
+  mask = jax.tree.map(lambda x: jnp.concatenate([x, x]), _packed(128))
+
+  def splash(*x):
+    return attention_kernels.splash(*x, interpret=True)
+
+  with layout.use():
+    found = _both(splash, operands, mask)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    found,
+    _both(attend, operands, mask),
+  )
+
+
+def test_what_is_asked_for_and_cannot_run_is_an_error():
+  config = dataclasses.replace(cases.CASES["llama"], attention="splash")
+  with pytest.raises(ValueError, match="splash.*TPUs, and this is a cpu"):
+    jax.eval_shape(lambda p: cases.run(config, p), families.abstract(config))
+
+
+@pytest.mark.parametrize(
+  ("platform", "length", "d_head", "chosen"),
+  [
+    ("tpu", 4096, 128, "splash"),
+    ("tpu", 4096, 64, "splash"),
+    ("tpu", 4000, 128, "reference"),
+    ("tpu", 4096, 48, "reference"),
+    ("cpu", 4096, 128, "reference"),
+    ("gpu", 4096, 128, "reference"),
+  ],
+)
+def test_auto_says_what_it_takes(platform, length, d_head, chosen, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  found = attention_kernels.choose("auto", length=length, d_head=d_head)
+  assert found == chosen
