@@ -6,13 +6,13 @@
   splash     TPU; Pallas, blockwise (FlashAttention, arXiv 2205.14135), and
              blocks that nobody sees are skipped
 
-"auto" is splash on TPUs where it can run, and else the reference; `choose` says
-which. One that is asked for by name and cannot run is an error.
+The layout names one. "auto" is splash on TPUs where it can run, and else the
+reference; `choose` says which. One that is asked for by name and cannot run is
+an error.
 """
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 from jax import numpy as jnp
@@ -29,28 +29,28 @@ from models.layers.mask import Mask
 from models.layers.reference import attend
 from sharding import rules
 
-Kernel = Literal["auto", "reference", "chunked", "splash"]
 CHUNK = 256  # queries whose logits are held at once
 _LANES = 128  # splash works on blocks of so many tokens
 
 
-def choose(kernel: str, *, length: int, d_head: int) -> str:
-  """The kernel that runs, of "auto" too.
+def choose(*, length: int, d_head: int) -> str:
+  """The kernel that runs, in the current layout.
 
   Args:
-    kernel: as asked for.
     length: of the rows that are trained on.
     d_head: size of a head.
 
   Raises:
     ValueError: what was asked for cannot run here.
   """
+  layout = rules.current()
+  kernel = "auto" if layout is None else layout.attention
   problem = _problem_of_splash(length, d_head)
   if kernel == "auto":
     return "reference" if problem else "splash"
   if kernel == "splash" and problem:
     raise ValueError(
-      f"model.attention='splash' cannot run: {problem}. Give 'chunked', "
+      f"mesh.attention='splash' cannot run: {problem}. Give 'chunked', "
       "'reference' or 'auto'."
     )
   return kernel
@@ -75,7 +75,6 @@ def _platform() -> str:
 
 
 def run(
-  kernel: str,
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
   v_BSKH: Float[Array, "B S K H"],
@@ -84,14 +83,13 @@ def run(
   """Attention by the kernel that `choose` gives.
 
   Args:
-    kernel: as asked for.
     q_BTNH: queries; N = G K, the G heads of a group lie side by side.
     k_BSKH: keys.
     v_BSKH: values.
     mask: who may see whom.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
-  chosen = choose(kernel, length=length, d_head=d_head)
+  chosen = choose(length=length, d_head=d_head)
   if chosen == "splash":
     return splash(q_BTNH, k_BSKH, v_BSKH, mask)
   if chosen == "chunked":

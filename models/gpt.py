@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
-from models.attention_kernels import Kernel
 from models.cache import Cache, LayerCache
 from models.layers import mask, stack
 from models.layers.attention import Attention
@@ -36,7 +35,6 @@ class Config:
   activation: Literal[*ACTIVATIONS] = "gelu_tanh"
   dropout: Fraction = 0.0  # embeddings and each residual branch; 0.1 in GPT-2
   dtype: stack.Dtype = "bfloat16"  # of the computation
-  attention: Kernel = "auto"  # see models/attention_kernels.py
   remat: stack.Remat = "none"  # what the backward pass finds saved
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 
@@ -113,7 +111,6 @@ class Block(nn.Module):
       qkv_biased=True,
       out_biased=True,
       out_std=out_std,
-      kernel=c.attention,
       name="attention",
     )
     mlp = MLP(

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
-from models.attention_kernels import Kernel
 from models.cache import Cache, LayerCache
 from models.layers import mask, position, stack
 from models.layers.attention import Attention
@@ -46,7 +45,6 @@ class Config:
   pattern: tuple[Literal["full", "sliding"], ...] = ("full",)  # repeated
   dropout: Fraction = 0.0  # on each residual branch
   dtype: stack.Dtype = "bfloat16"  # of the computation
-  attention: Kernel = "auto"  # see models/attention_kernels.py
   remat: stack.Remat = "none"  # what the backward pass finds saved
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 
@@ -102,7 +100,6 @@ class Block(nn.Module):
       window=c.window if self.kind == "sliding" else None,
       qkv_biased=c.qkv_biased,
       qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
-      kernel=c.attention,
       name="attention",
     )
     drop = nn.Dropout(c.dropout, deterministic=side.deterministic)

@@ -10,6 +10,7 @@ The axes, outermost first, so that what talks most lies closest:
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -31,6 +32,8 @@ class Config:
   context: int = 1  # parts of a sequence
   tensor: int = 1  # parts of a layer
   rules: str = "fsdp_tensor"  # a table of sharding/rules.py
+  # The kernel of the devices: see models/attention_kernels.py.
+  attention: Literal["auto", "reference", "chunked", "splash"] = "auto"
 
   def __post_init__(self):
     sizes = self.sizes()

@@ -155,6 +155,7 @@ class Layout:
 
   mesh: AnyMesh
   rules: Rules
+  attention: str = "auto"  # the kernel that is asked for
 
   def sharding(
     self, names: Names, shape: tuple[int, ...], kind: str = "params"
@@ -213,7 +214,7 @@ _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
 )
 
 
-def make(mesh: AnyMesh, name: str) -> Layout:
+def make(mesh: AnyMesh, name: str, attention: str = "auto") -> Layout:
   """Picks a table by name and checks that it uses the whole mesh.
 
   Raises:
@@ -242,7 +243,7 @@ def make(mesh: AnyMesh, name: str) -> Layout:
       f"repeat the others' work. Tables that use this mesh: "
       f"{', '.join(fitting) or 'none'}."
     )
-  return Layout(mesh, rules)
+  return Layout(mesh, rules, attention)
 
 
 def current() -> Layout | None:

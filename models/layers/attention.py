@@ -18,6 +18,7 @@ from models.layers.dense import add_bias, vector, weight
 from models.layers.mask import Mask
 from models.layers.norm import RMSNorm
 from models.layers.position import Rotary, rotate
+from models.layers.reference import attend
 from models.weights import einsum
 from sharding.rules import constrain
 
@@ -34,7 +35,6 @@ class Attention(nn.Module):
   out_biased: bool = False
   qk_norm_epsilon: float | None = None  # None: queries and keys as they are
   out_std: float = 0.02
-  kernel: str = "auto"
 
   @nn.compact
   def __call__(
@@ -63,8 +63,8 @@ class Attention(nn.Module):
       cache, seen, mask = caches.extend(cache, lengths, k_BTKH, v_BTKH, mask)
       k_BSKH, v_BSKH = seen.keys.swapaxes(1, 2), seen.values.swapaxes(1, 2)
 
-    kernel = self.kernel if cache is None else "reference"
-    out_BTNH = attention_kernels.run(kernel, q_BTNH, k_BSKH, v_BSKH, mask)
+    run = attention_kernels.run if cache is None else attend
+    out_BTNH = run(q_BTNH, k_BSKH, v_BSKH, mask)
     out_BTNH = checkpoint_name(out_BTNH, "attended")
     out_BTNH = constrain(out_BTNH, "batch", "length", "act_heads", None)
     d_model = x.shape[-1]

@@ -1,7 +1,5 @@
 """Every kernel is the reference, forward and backward: N15; none by accident."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -102,9 +100,16 @@ def test_chunks_hold_no_square_of_the_length():
   assert whole[1] > 12 * whole[0]
 
 
+def _alone(attention):
+  """The layout of one device that asks for a kernel."""
+  one = mesh.make(mesh.Config(), jax.devices()[:1])
+  return rules.make(one, "dp", attention)
+
+
 def test_a_model_in_chunks_is_the_model():
   plain = cases.CASES["mistral"]
-  logits, gradients = cases.run(dataclasses.replace(plain, attention="chunked"))
+  with _alone("chunked").use():
+    logits, gradients = cases.run(plain)
   expected, by_reference = cases.run(plain)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
   jax.tree.map(
@@ -135,8 +140,11 @@ def test_splash_runs_on_the_shards_of_a_mesh(monkeypatch):
 
 
 def test_what_is_asked_for_and_cannot_run_is_an_error():
-  config = dataclasses.replace(cases.CASES["llama"], attention="splash")
-  with pytest.raises(ValueError, match="splash.*TPUs, and this is a cpu"):
+  config = cases.CASES["llama"]
+  with (
+    _alone("splash").use(),
+    pytest.raises(ValueError, match="splash.*TPUs, and this is a cpu"),
+  ):
     jax.eval_shape(lambda p: cases.run(config, p), families.abstract(config))
 
 
@@ -153,5 +161,5 @@ def test_what_is_asked_for_and_cannot_run_is_an_error():
 )
 def test_auto_says_what_it_takes(platform, length, d_head, chosen, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  found = attention_kernels.choose("auto", length=length, d_head=d_head)
+  found = attention_kernels.choose(length=length, d_head=d_head)
   assert found == chosen

@@ -36,7 +36,11 @@ def store(corpus, tmp_path_factory):
 
 def _setup(store, model, layout, size, length=32) -> setup.Setup:
   return setup.Setup(
-    layout, model, store, pipeline.Config(size=size, length=length)
+    layout,
+    model,
+    store,
+    pipeline.Config(size=size, length=length),
+    "reference",
   )
 
 

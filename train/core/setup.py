@@ -13,7 +13,7 @@ from configs import door
 from data import pipeline, prepare, store
 from data import tokenizer as tokenizers
 from data.batch import Batch
-from models import checkpoint, families, flops, manifest
+from models import attention_kernels, checkpoint, families, flops, manifest
 from sharding import hosts, mesh, rules
 from sharding.rules import Layout
 from train.core import conflicts
@@ -31,13 +31,15 @@ class Setup:
   model: families.Config
   store: store.Store
   batch: pipeline.Config
+  kernel: str  # of the attention
 
   def __str__(self) -> str:
     return (
       f"{families.name(self.model)} with {flops.n_params(self.model) / 1e6:,.1f}"
       f" M parameters in {self.model.dtype} on {jax.device_count()} x "
       f"{jax.devices()[0].device_kind} ({mesh.describe(self.layout.mesh)}); "
-      f"{self.batch.size * self.batch.length:,} tokens a step"
+      f"{self.batch.size * self.batch.length:,} tokens a step; attention: "
+      f"{self.kernel}"
     )
 
   @property
@@ -92,7 +94,9 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
   """
   hosts.initialize()
   conflicts.check(config, jax.device_count())
-  layout = rules.make(mesh.make(config.mesh), config.mesh.rules)
+  layout = rules.make(
+    mesh.make(config.mesh), config.mesh.rules, config.mesh.attention
+  )
   folder = prepare.folder(config.data, workdir)
   if jax.process_index() == 0:
     prepare.prepare(config.data, config.tokenizer, folder)
@@ -104,7 +108,12 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
       f"model vocab_size={config.model.vocab_size}: ids beyond would be read as "
       "the last one. Raise model.vocab_size, or train a smaller tokenizer."
     )
-  return Setup(layout, config.model, opened, config.batch)
+  with layout.use():
+    kernel = attention_kernels.choose(
+      length=config.batch.length,
+      d_head=config.model.d_head,
+    )
+  return Setup(layout, config.model, opened, config.batch, kernel)
 
 
 def settle(
