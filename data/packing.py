@@ -37,6 +37,7 @@ class Packer:
   def __init__(self, documents: Sequence, first: int = 0, step: int = 1):
     """Reads documents first, first + step, ... of a sequence."""
     self._documents, self._first, self._step = documents, first, step
+    self._n_done = -1
     self.state = (0, 0)
 
   @property
@@ -46,8 +47,10 @@ class Packer:
 
   @state.setter
   def state(self, state: tuple[int, int]) -> None:
-    self._n_done, self._offset = state
-    self._sequence = None  # the document's ids with BOS and EOS, once read
+    n_done, self._offset = state
+    if n_done != self._n_done:
+      self._sequence = None  # the document's ids with BOS and EOS, once read
+    self._n_done = n_done
 
   @property
   def exhausted(self) -> bool:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from configs import fields
@@ -23,6 +22,7 @@ from configs.ranges import Count
 from data import mixture, packing, store
 from data.batch import Batch
 
+N_COMPARED = 16  # documents by whose order two streams are told apart
 State = dict[str, Any]  # plain JSON: row -> place, and "made_from"
 
 
@@ -89,7 +89,9 @@ class TrainBatches:
     self._config, self._rows = config, list(rows)
     self._packers = [self._packer(row) for row in rows]
     self._made_from = {
-      "data": _digest([corpus.fingerprint for corpus in corpora]),
+      "data": _digest(corpus.fingerprint for corpus in corpora),
+      # What a library or a change of this program could make another.
+      "order": _digest(map(self._documents.place, range(N_COMPARED))),
       "data.weights": list(weights),
       "batch.size": config.size,
       "batch.length": config.length,
@@ -194,11 +196,18 @@ def eval_batches(
   often. Rows without a document have no weight.
   """
   packer = packing.Packer(mixture.joined(corpora))
-  while not packer.exhausted:
-    batch = packing.blank(size, length)
-    for row in range(size):
-      packer.fill(batch, row)
-    yield jax.tree.map(lambda x: x[np.asarray(rows)], batch)
+  # Targets of all documents up to each: where a row begins is known from the
+  # lengths, so that a host reads what its own rows hold and no more.
+  lengths = [np.zeros(1, np.int64), *(c.lengths + 1 for c in corpora)]
+  borders = np.concatenate(lengths).cumsum()
+  for first in range(0, int(borders[-1]), size * length):
+    batch = packing.blank(len(rows), length)
+    for i, row in enumerate(rows):
+      start = first + row * length
+      document = int(np.searchsorted(borders, start, "right")) - 1
+      packer.state = (document, start - int(borders[document]))
+      packer.fill(batch, i)
+    yield batch
 
 
 class Prefetch:
@@ -274,5 +283,5 @@ def _joined(batch: Batch) -> Batch:
   )
 
 
-def _digest(parts: Iterable[str]) -> str:
+def _digest(parts: Iterable[Any]) -> str:
   return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()

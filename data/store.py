@@ -107,16 +107,7 @@ class Corpus:
     return np.array([n_tokens for _, n_tokens in entries], np.int64)
 
   def _index_of(self, shard: Shard) -> list[tuple[str, int]]:
-    """Reads a shard's index: (name, tokens) of each document."""
-    path = index_path(self.path_of(shard))
-    raw = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(raw).hexdigest() != shard.index_sha256:
-      raise ValueError(
-        f"{path} is missing or not what was prepared (SHA-256 differs). Fetch"
-        " it again, or remove the store and prepare it again."
-      )
-    lines = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
-    return [tuple(json.loads(line)) for line in lines.splitlines()]
+    return _read_index(index_path(self.path_of(shard)), shard.index_sha256)
 
   def _record(self, index: int) -> bytes:
     number, place = self._place(index)
@@ -247,6 +238,19 @@ def _manifest_sha256(content: dict[str, Any]) -> str:
 def id_dtype(vocab_size: int) -> np.dtype:
   """The narrowest type of a record that holds every id."""
   return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+@functools.lru_cache(maxsize=8)
+def _read_index(path: epath.Path, sha256: str) -> list[tuple[str, int]]:
+  """Reads the index of a shard: (name, tokens) of each document."""
+  raw = path.read_bytes() if path.exists() else b""
+  if hashlib.sha256(raw).hexdigest() != sha256:
+    raise ValueError(
+      f"{path} is missing or not what was prepared (SHA-256 differs). Fetch"
+      " it again, or remove the store and prepare it again."
+    )
+  lines = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+  return [tuple(json.loads(line)) for line in lines.splitlines()]
 
 
 def index_path(shard: epath.Path) -> epath.Path:

@@ -252,6 +252,32 @@ def test_the_state_of_other_data_is_refused(store):
     backwards.restore(state)
 
 
+def test_the_state_of_another_order_is_refused(store, monkeypatch):
+  """D3: as if a library had changed how it shuffles."""
+  state = stream(store).state()
+  seed = mixture._seed
+  monkeypatch.setattr(mixture, "_seed", lambda *entropy: seed(*entropy, 1))
+  with pytest.raises(ValueError, match="order was .* is "):
+    stream(store).restore(state)
+
+
+def test_evaluation_reads_what_its_rows_hold(store, monkeypatch):
+  """A host of eight reads about an eighth of the documents, each once."""
+  (corpus,), reads = store.heldout, []
+  record = type(corpus)._record
+  monkeypatch.setattr(
+    type(corpus),
+    "_record",
+    lambda self, index: (reads.append(index), record(self, index))[1],
+  )
+  list(pipeline.eval_batches(store.heldout, 8, 4, [3]))
+  n_rows = math.ceil((corpus.n_tokens + corpus.n_documents) / 4 / 8)
+  assert len(reads) == len(set(reads)) <= 2 * n_rows
+  reads.clear()
+  whole = list(pipeline.eval_batches(store.heldout, 8, 4, range(8)))
+  assert reads == list(range(len(corpus))) and len(whole) == n_rows
+
+
 def test_a_state_that_lacks_rows_is_refused(store):
   state = stream(store, rows=range(4)).state()
   with pytest.raises(ValueError, match=r"lacks rows \[4, 5\]"):
