@@ -3,11 +3,14 @@
 import inspect
 import json
 import json.decoder
+import random
 import string
 
 import hypothesis
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 from hypothesis import strategies as st
 
 from data import tokenizer
@@ -95,6 +98,46 @@ def test_training_repeats(learned, name, texts):
   once, again = train(name, texts), train(name, iter(texts))
   assert once.fingerprint == again.fingerprint
   assert once.fingerprint != learned[name].fingerprint
+
+
+@pytest.fixture(scope="module")
+def multilingual() -> list[str]:
+  """10,000 strings of many scripts, signs and accents."""
+  rng = random.Random(0)
+  blocks = [
+    (0x20, 0x7E), (0xA1, 0x17F), (0x300, 0x36F), (0x391, 0x3C9), (0x410, 0x44F),
+    (0x5D0, 0x5EA), (0x621, 0x64A), (0x905, 0x939), (0xE01, 0xE3A),
+    (0x1100, 0x1112), (0x3041, 0x30FF), (0x4E00, 0x9FA5), (0xAC00, 0xD7A3),
+    (0x1F300, 0x1F64F), (0x2000, 0x206F),
+  ]  # fmt: skip
+
+  def word() -> str:
+    block = rng.choice(blocks)
+    return "".join(chr(rng.randint(*block)) for _ in range(rng.randint(1, 9)))
+
+  return [
+    rng.choice([" ", "  ", "\n", "\t"]).join(word() for _ in range(4))
+    for _ in range(10_000)
+  ]
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "spanning"])
+def test_ids_are_those_of_the_library_itself(
+  learned, name, tmp_path, multilingual
+):
+  """D15: whoever opens the file elsewhere reads the same ids."""
+  learned[name].save(tmp_path)
+  ids = learned[name].encode_batch(multilingual)
+  if name.startswith("tokenizers"):
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    truth = [x.ids for x in library.encode_batch(multilingual)]
+  else:
+    library = sentencepiece.SentencePieceProcessor()
+    library.load(str(tmp_path / "tokenizer.model"))
+    truth = [library.encode_as_ids(text) for text in multilingual]
+  assert ids == truth
+  if name in LOSSLESS:
+    assert [learned[name].decode(x) for x in ids] == multilingual
 
 
 def test_every_kind_has_its_own_fingerprint(learned):
