@@ -12,7 +12,6 @@ an error.
 """
 
 import dataclasses
-import functools
 
 import jax
 from jax import numpy as jnp
@@ -57,7 +56,7 @@ def choose(*, length: int, d_head: int) -> str:
 
 
 def _problem_of_splash(length: int, d_head: int) -> str | None:
-  platform = _platform()
+  platform = rules.platform()
   if platform != "tpu":
     return f"it is made for TPUs, and this is a {platform}"
   if length % _LANES:
@@ -65,13 +64,6 @@ def _problem_of_splash(length: int, d_head: int) -> str | None:
   if d_head % 64:
     return f"d_head={d_head} is no multiple of 64"
   return None
-
-
-def _platform() -> str:
-  """Of the devices that the layout is for: they may be far away."""
-  layout = rules.current()
-  devices = getattr(layout and layout.mesh, "devices", None)
-  return jax.default_backend() if devices is None else devices.flat[0].platform
 
 
 def run(
@@ -197,9 +189,8 @@ def splash(
   )(q_BTNH, k_BSKH, v_BSKH, mask.q_segments)
 
 
-@functools.cache
 def _kernel(length: int, n_groups: int, window: int | None, interpret: bool):
-  """The kernel of one kv head; its mask is worked out once, on the host."""
+  """The kernel of one kv head."""
   shape = (length, length)
   one = splash_mask.CausalMask(shape)
   if window is not None:
@@ -217,9 +208,8 @@ def _kernel(length: int, n_groups: int, window: int | None, interpret: bool):
     },
     use_fused_bwd_kernel=True,
   )  # fmt: skip
-  with jax.ensure_compile_time_eval():
-    return splash_kernel.make_splash_mqa_single_device(
-      splash_mask.MultiHeadMask([one] * n_groups),
-      block_sizes=sizes,
-      interpret=interpret,
-    )
+  return splash_kernel.make_splash_mqa_single_device(
+    splash_mask.MultiHeadMask([one] * n_groups),
+    block_sizes=sizes,
+    interpret=interpret,
+  )

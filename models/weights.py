@@ -145,9 +145,11 @@ def _product(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
   """x times w, added up in fp32, to out; the gradients take the same form.
 
   It is the only one in which XLA:CPU multiplies in bf16: plain bf16 dots are
-  upcast first, half as fast. On TPU and GPU it changes nothing, down to the
-  bf16 all-reduce. Of a batch of products (one for each expert) it is a form
-  that XLA:CPU compiles and cannot run.
+  upcast first, half as fast. On TPUs it is as fast, and the sum of a gradient
+  over the devices is taken in fp32, before any rounding: more exact and wider
+  on the wire (66 against 52 GB for a step of Llama 2 7B on 16 v5e). Of a batch
+  of products (one for each expert) it is a form that XLA:CPU compiles and
+  cannot run.
   """
   x_dims, w_dims, out_dims = _dims(spec)
   if set(x_dims) & set(w_dims) & set(out_dims):

@@ -251,6 +251,13 @@ def current() -> Layout | None:
   return _CURRENT.get()
 
 
+def platform() -> str:
+  """Of the devices that the layout is for, which need not be here: cpu, ..."""
+  layout = current()
+  devices = getattr(layout and layout.mesh, "devices", None)
+  return jax.default_backend() if devices is None else devices.flat[0].platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins an activation to the current layout; does nothing without one.
 
