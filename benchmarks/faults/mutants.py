@@ -1,6 +1,6 @@
 """Misspells and distorts every setting of every page: is each one refused?
 
-    python -m benchmarks.faults.mutants --n 20000 --processes 20
+    python -m benchmarks.faults.mutants --n 200000
 
 A mutant is a shipped page with one thing wrong, or two: a letter of a key or of
 its section, the type of a value, its range, a choice that there is none of, or
@@ -15,7 +15,6 @@ right one is named, at least 0.97), tracebacks (must be 0), longest_lines (at
 most 5), processes, and counts of each class.
 """
 
-import argparse
 import collections
 import contextlib
 import copy
@@ -27,11 +26,12 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks.faults import distort
+from etils import epath
+
+from benchmarks.faults import distort, dose
 from configs import door, fields
 from data import prepare, show, train_tokenizer
 from serve import generate
@@ -270,22 +270,24 @@ def judge(mutant: Mutant) -> Verdict:
   return Verdict(0, "")
 
 
-def live(mutant: Mutant) -> Verdict:
+def live(mutant: Mutant, folder: epath.Path) -> Verdict:
   """The same in a process of its own, through the whole entrypoint."""
-  with tempfile.TemporaryDirectory() as folder:
-    page = pathlib.Path(folder) / "config.json"
-    page.write_text(json.dumps(mutant.distorted))
-    command = [sys.executable, "-m", mutant.entrypoint]
-    command += [f"--config={page}", f"--workdir={folder}/run"]
-    command += [f"--config.{override}" for override in mutant.overrides]
-    done = subprocess.run(
-      command, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+  folder.mkdir(parents=True)
+  page = folder / "config.json"
+  page.write_text(json.dumps(mutant.distorted))
+  command = [sys.executable, "-m", mutant.entrypoint]
+  command += [f"--config={page}", f"--workdir={folder}"]
+  command += [f"--config.{override}" for override in mutant.overrides]
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=600
+  )
   return Verdict(done.returncode, done.stderr)
 
 
-def run(n: int, n_processes: int, seed: int = 0) -> dict[str, Any]:
-  """Judges n mutants, a fifth of them pairs; 0: all single ones and as many.
+def run(
+  n: int, folder: epath.Path, n_processes: int = 20, seed: int = 0
+) -> dict[str, Any]:
+  """Judges n mutants, a fifth of them pairs, or all that there are and pairs.
 
   Returns:
     The figures, and under "accepted" up to ten that were not refused.
@@ -294,10 +296,11 @@ def run(n: int, n_processes: int, seed: int = 0) -> dict[str, Any]:
   singles = list(mutants(rng))
   double = pairs(singles, rng)
   rng.shuffle(singles)
-  chosen = singles[: n - n // 5] if n else singles
-  chosen = chosen + [next(double) for _ in range(len(chosen) // 4)]
+  chosen = singles[: n - n // 5]
+  chosen += [next(double) for _ in range(len(chosen) // 4)]
   judged = [(mutant, judge(mutant)) for mutant in chosen]
-  judged += [(m, live(m)) for m in rng.sample(chosen, n_processes)]
+  for i, mutant in enumerate(rng.sample(chosen, n_processes)):
+    judged.append((mutant, live(mutant, folder / str(i))))
   made, refused = collections.Counter(), collections.Counter()
   for mutant, verdict in judged:
     made[mutant.kind] += 1
@@ -340,18 +343,5 @@ def is_kept(found: dict[str, Any]) -> bool:
   )
 
 
-def main() -> None:
-  """Judges, prints, fails where the promise is broken."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("--n", type=int, default=0, help="mutants; 0: all")
-  parser.add_argument("--processes", type=int, default=20)
-  arguments = parser.parse_args()
-  found = run(arguments.n, arguments.processes)
-  for line in found.pop("accepted"):
-    print(line)
-  print(json.dumps(found))
-  sys.exit(not is_kept(found))
-
-
 if __name__ == "__main__":
-  main()
+  dose.run(run, n=200_000, is_kept=is_kept)

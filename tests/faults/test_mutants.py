@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from etils import epath
 
 from benchmarks.faults import distort, mutants
 from configs import fields, manual, ranges
@@ -13,8 +14,8 @@ def singles():
   return list(mutants.mutants(random.Random(0)))
 
 
-def test_a_dose_is_refused(singles):
-  found = mutants.run(2000, n_processes=2, seed=1)
+def test_a_dose_is_refused(tmp_path):
+  found = mutants.run(2000, epath.Path(tmp_path), n_processes=2, seed=1)
   assert found["accepted"] == []
   assert mutants.is_kept(found)
   assert set(found["classes"]) == {
