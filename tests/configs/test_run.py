@@ -1,4 +1,4 @@
-"""The door from outside: what a person at a terminal sees, and exit codes."""
+"""The door from outside: what a person at a terminal sees, and exit codes (T14)."""
 
 import json
 import pathlib

@@ -256,6 +256,17 @@ def test_patterns_replace_the_default():
   assert list(listing) == sorted(listing)
 
 
+def test_the_listing_names_every_parameter():
+  """T6, as a run leaves it in decay.txt."""
+  lines = optim.listing(config("adamw"), AXES).splitlines()
+  told = {line.split()[1]: line.split()[0] for line in lines}
+  assert list(told) == leaves.paths(AXES)
+  assert {path for path, said in told.items() if said == "decayed"} == MATRICES
+  none = optim.listing(config("adamw", weight_decay=0.0), AXES)
+  assert none == optim.listing(config("lbfgs"), AXES)
+  assert none == "no parameter is decayed\n"
+
+
 def test_a_pattern_that_matches_nothing_is_an_error():
   settings = config("adamw", no_decay=("*/scale", "layers/q_bais"))
   with pytest.raises(ValueError, match="'layers/q_bais'.*layers/q_bias"):

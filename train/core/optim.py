@@ -236,6 +236,17 @@ def make(
   return _in_float32(step)
 
 
+def listing(config: Config, axes: Axes) -> str:
+  """Which parameters the weight decay shrinks, a line each."""
+  if not getattr(config, "weight_decay", 0.0):
+    return "no parameter is decayed\n"
+  decayed = leaves.decayed(axes, config.no_decay)
+  return "".join(
+    f"{'decayed' if is_decayed else '-':<9}{path}\n"
+    for path, is_decayed in decayed.items()
+  )
+
+
 def _direction(config: Config, axes: Axes) -> optax.GradientTransformation:
   """Gradients to steps, still uphill, with the weight decay added."""
   c = config

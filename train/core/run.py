@@ -194,6 +194,10 @@ class _Source:
       loop_state = kept
     if jax.process_index() == 0:
       (workdir / "sharding.txt").write_text(report.table(first) + "\n")
+      axes = families.axes(self._setup.model)
+      (workdir / "decay.txt").write_text(
+        optim.listing(self._config.optim, axes)
+      )
     return first, loop_state
 
   def go_back(
