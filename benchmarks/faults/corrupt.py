@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from benchmarks.faults import dose, runs
@@ -233,9 +234,15 @@ def hurt(path: epath.Path, raw: bytes | None) -> Iterator[None]:
       path.write_bytes(before)
 
 
-def corrupt(n: int, folder: epath.Path, seed: int = 0) -> dict[str, Any]:
+def corrupt(n: int, folder: epath.Path) -> dict[str, Any]:
+  """Makes a scene and hurts it n times; returns the figures."""
+  logging.set_verbosity(logging.WARNING)
+  return hurt_often(n, Scene(folder))
+
+
+def hurt_often(n: int, scene: Scene, seed: int = 0) -> dict[str, Any]:
   """Hurts n times; returns the figures, and up to ten that were not seen."""
-  rng, scene = random.Random(seed), Scene(folder)
+  rng = random.Random(seed)
   outcomes: dict[str, collections.Counter] = {}
   total, wrong = collections.Counter(), []
   while total["cases"] < n:
