@@ -273,7 +273,10 @@ class ShardWriter:
       self._writer = array_record_module.ArrayRecordWriter(
         os.fspath(path), "group_size:1"
       )
-    self._writer.write(np.asarray(ids, self._dtype).tobytes())
+    record = np.asarray(ids, self._dtype).tobytes()
+    if not self._index:
+      self._first_sha256 = hashlib.sha256(record).hexdigest()
+    self._writer.write(record)
     self._index.append(json.dumps([name, len(ids)]) + "\n")
     self._counts["n_documents"] += 1
     self._counts["n_tokens"] += len(ids)
@@ -292,6 +295,7 @@ class ShardWriter:
       n_documents=self._counts["n_documents"],
       size_bytes=path.stat().length,
       sha256=file_sha256(path),
+      first_sha256=self._first_sha256,
       index_sha256=hashlib.sha256(index).hexdigest(),
     )
     return self._counts | {"shards": [dataclasses.asdict(shard)]}

@@ -33,7 +33,7 @@ from data import tokenizer as tokenizer_lib
 from data.nearby import cached, file_sha256
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # of the manifest and what it lists
+FORMAT = 3  # of the manifest and what it lists
 SPLITS = ("train", "heldout")
 
 
@@ -45,6 +45,7 @@ class Shard:
   n_documents: int
   size_bytes: int
   sha256: str
+  first_sha256: str  # of its first record: it is not another one's content
   index_sha256: str  # of the file beside it, see `index_path`
 
 
@@ -112,12 +113,23 @@ class Corpus:
   def _record(self, index: int) -> bytes:
     number, place = self._place(index)
     if number not in self._opened:
-      shard = self.shards[number]
-      path = cached(self.path_of(shard), shard.sha256)
-      self._opened[number] = array_record_data_source.ArrayRecordDataSource(
-        [f"{path}[0:{shard.n_documents}]"]
-      )
+      self._opened[number] = self._open(self.shards[number])
     return self._opened[number][place]
+
+  def _open(
+    self, shard: Shard
+  ) -> array_record_data_source.ArrayRecordDataSource:
+    """Opens a shard; that it is this one, its first record tells."""
+    path = cached(self.path_of(shard), shard.sha256)
+    opened = array_record_data_source.ArrayRecordDataSource(
+      [f"{path}[0:{shard.n_documents}]"]
+    )
+    if hashlib.sha256(opened[0]).hexdigest() != shard.first_sha256:
+      raise ValueError(
+        f"{path} holds other documents than were prepared. Fetch it again, or"
+        " remove the store and prepare it again."
+      )
+    return opened
 
   @functools.cached_property
   def _opened(

@@ -147,7 +147,8 @@ class Scene:
     corpora = opened.train + opened.heldout
     ids = [corpus[i] for corpus in corpora for i in range(len(corpus))]
     shape = [(corpus.fingerprint, len(corpus)) for corpus in corpora]
-    return _digest((ids, repr(shape), opened.tokenizer.fingerprint))
+    indices = [(corpus.lengths, corpus.name_of(0)) for corpus in corpora]
+    return _digest((ids, indices, repr(shape), opened.tokenizer.fingerprint))
 
   def settle(self) -> str:
     """What comes of going on without --config."""

@@ -149,3 +149,12 @@ def test_negative_and_far_indices_are_refused(store):
     store.train[0][len(store.train[0])]
   with pytest.raises(IndexError):
     store.train[0][-1]
+
+
+def test_another_shard_of_the_same_size_is_refused(copy):
+  """Whole and right in itself, as if two had been mixed up on a disk (D10)."""
+  one, other = sorted((copy / "train").glob("*.arrayrecord"))[:2]
+  assert one.stat().st_size == other.stat().st_size
+  one.write_bytes(other.read_bytes())
+  with pytest.raises(ValueError, match="other documents than were prepared"):
+    Store(copy).train[0][0]
