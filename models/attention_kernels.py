@@ -44,10 +44,11 @@ def choose(*, length: int, d_head: int) -> str:
   """
   layout = rules.current()
   kernel = "auto" if layout is None else layout.attention
-  problem = _problem_of_splash(length, d_head)
   if kernel == "auto":
-    return "reference" if problem else "splash"
-  if kernel == "splash" and problem:
+    # The shape first: no device is started to lay out a model's parameters.
+    fits = _misfit(length, d_head) is None and _platform() == "tpu"
+    return "splash" if fits else "reference"
+  if kernel == "splash" and (problem := _problem_of_splash(length, d_head)):
     raise ValueError(
       f"mesh.attention='splash' cannot run: {problem}. Give 'chunked', "
       "'reference' or 'auto'."
@@ -59,6 +60,10 @@ def _problem_of_splash(length: int, d_head: int) -> str | None:
   platform = rules.platform()
   if platform != "tpu":
     return f"it is made for TPUs, and this is a {platform}"
+  return _misfit(length, d_head)
+
+
+def _misfit(length: int, d_head: int) -> str | None:
   if length % _LANES:
     return f"length={length} is no multiple of {_LANES}"
   if d_head % 64:
