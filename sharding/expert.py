@@ -8,6 +8,7 @@ belong.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -77,19 +78,10 @@ def on_shards(
     return function(Group(), rows, weights)
   batch = layout.rules.activations["batch"]
   size = layout.mesh.shape[AXIS] if AXIS in batch else 1
-  copied = tuple(a for a in batch if size == 1 or a != AXIS)
-
-  def on_shard(rows, weights):
-    # A custom gradient varies over all shards, and so must what it is of.
-    weights = jax.tree.map(
-      lambda w: jax.lax.pcast(w, copied, to="varying"), weights
-    )
-    return function(Group(size, batch), rows, weights)
-
-  return jax.shard_map(
-    on_shard,
-    mesh=layout.mesh,
-    in_specs=(P(batch), P(AXIS if size > 1 else None)),
+  return rules.on_rows(
+    functools.partial(function, Group(size, batch)),
+    rows,
+    weights,
+    split=(AXIS,) if size > 1 else (),
     out_specs=(P(batch), P()),
-    axis_names=set(batch),
-  )(rows, weights)
+  )

@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -251,6 +251,44 @@ def current() -> Layout | None:
   return _CURRENT.get()
 
 
+def on_rows(
+  function: Callable[..., Any],
+  rows: Any,
+  weights: Any,
+  *,
+  split: tuple[str, ...] = (),
+  out_specs: Any,
+) -> Any:
+  """Runs function(rows, weights) on every shard of the batch.
+
+  Args:
+    function: sees the rows of its shard.
+    rows: a tree of arrays [B, ...].
+    weights: a tree of arrays that every shard sees whole, but for the mesh axes
+      `split`, which split their first dimension.
+    split: see there.
+    out_specs: of what it returns, as for `jax.shard_map`.
+  """
+  layout = current()
+  batch = layout.rules.activations["batch"]
+  copied = tuple(axis for axis in batch if axis not in split)
+
+  def on_shard(rows, weights):
+    # A custom gradient varies over all shards, and so must what it is of.
+    weights = jax.tree.map(
+      lambda w: jax.lax.pcast(w, copied, to="varying"), weights
+    )
+    return function(rows, weights)
+
+  return jax.shard_map(
+    on_shard,
+    mesh=layout.mesh,
+    in_specs=(P(batch), P(split or None)),
+    out_specs=out_specs,
+    axis_names=set(batch),
+  )(rows, weights)
+
+
 def platform() -> str:
   """Of the devices that the layout is for, which need not be here: cpu, ..."""
   layout = current()
@@ -269,4 +307,5 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   if layout is None:
     return x
   sharding = layout.sharding(names, x.shape, "activations")
-  return jax.lax.with_sharding_constraint(x, sharding)
+  # The spec alone: within `on_rows` the mesh is another, with fewer free axes.
+  return jax.lax.with_sharding_constraint(x, sharding.spec)

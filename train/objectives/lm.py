@@ -9,10 +9,12 @@ Extra letters: U tokens of a chunk.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from configs import fields
@@ -20,8 +22,10 @@ from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
 from models import families
 from models.weights import Weight, einsum
+from sharding import rules
 from sharding.rules import constrain
 
+_NAMES = ("objective", "loss", "accuracy")
 Sums = dict[str, Float[Array, ""]]
 
 
@@ -101,38 +105,51 @@ def cross_entropy(
   forward pass.
   """
 
-  def add(total, chunk):
-    hidden_BUD, targets_BU, weights_BU = chunk
-    logits = _logits(hidden_BUD, head, dtype)
-    sums, _ = _chunk(config, logits, targets_BU, weights_BU)
-    return jax.tree.map(jnp.add, total, sums), None
+  def on_shard(rows, head):
+    def add(total, chunk):
+      hidden_BUD, targets_BU, weights_BU = chunk
+      logits = _logits(hidden_BUD, head, dtype)
+      sums, _ = _chunk(config, logits, targets_BU, weights_BU)
+      return jax.tree.map(jnp.add, total, sums), None
 
-  sums, _ = jax.lax.scan(
-    add, _zeros(), _chunks(config, hidden, targets, weights)
-  )
+    sums, _ = jax.lax.scan(add, _zeros(rows), _chunks(config, *rows))
+    return jax.tree.map(lambda x: x[None], sums)
+
+  sums = _over_shards(on_shard, (hidden, targets, weights), head)
+  sums = {name: x.sum(0) for name, x in sums.items()}
   return sums.pop("objective"), sums
 
 
 def _forward(config, dtype, hidden, head, targets, weights):
-  def add(carry, chunk):
-    total, grad_head = carry
-    hidden_BUD, targets_BU, weights_BU = chunk
-    logits, pull = jax.vjp(lambda h, w: _logits(h, w, dtype), hidden_BUD, head)
-    sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
-    grad_hidden, grad = pull(grad_logits)
-    grad_head = jax.tree.map(jnp.add, grad_head, grad)
-    return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
+  """Each shard adds up its own gradient of the head: the shards add up theirs
+  once, not once a chunk.
+  """
 
-  start = _zeros(), jax.tree.map(jnp.zeros_like, head)
-  (sums, grad_head), grad_hidden = jax.lax.scan(
-    add, start, _chunks(config, hidden, targets, weights)
-  )
-  n_rows, _, width = hidden.shape
-  grad_hidden = jnp.moveaxis(grad_hidden, 0, 1).reshape(n_rows, -1, width)
-  return (sums.pop("objective"), sums), (
-    grad_hidden[:, : hidden.shape[1]],
-    grad_head,
-  )
+  def on_shard(rows, head):
+    def add(carry, chunk):
+      total, grad_head = carry
+      hidden_BUD, targets_BU, weights_BU = chunk
+      logits, pull = jax.vjp(
+        lambda h, w: _logits(h, w, dtype), hidden_BUD, head
+      )
+      sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
+      grad_hidden, grad = pull(grad_logits)
+      grad_head = jax.tree.map(jnp.add, grad_head, grad)
+      return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
+
+    start = _zeros(rows), jax.tree.map(jnp.zeros_like, head)
+    (sums, grad_head), grad_hidden = jax.lax.scan(
+      add, start, _chunks(config, *rows)
+    )
+    n_rows, length, width = rows[0].shape
+    grad_hidden = jnp.moveaxis(grad_hidden, 0, 1).reshape(n_rows, -1, width)
+    stacked = jax.tree.map(lambda x: x[None], (sums, grad_head))
+    return grad_hidden[:, :length], stacked
+
+  rows = hidden, targets, weights
+  grad_hidden, stacked = _over_shards(on_shard, rows, head)
+  sums, grad_head = jax.tree.map(lambda x: x.sum(0), stacked)
+  return (sums.pop("objective"), sums), (grad_hidden, grad_head)
 
 
 def _backward(config, dtype, saved, cotangents):
@@ -144,9 +161,18 @@ def _backward(config, dtype, saved, cotangents):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _zeros() -> Sums:
-  names = ("objective", "loss", "accuracy")
-  return {name: jnp.zeros((), jnp.float32) for name in names}
+def _over_shards(on_shard: Callable, rows: Any, head: Weight) -> Any:
+  """Runs it on the rows of every shard; what it returns is laid side by side."""
+  layout = rules.current()
+  if layout is None:
+    return on_shard(rows, head)
+  side_by_side = P(layout.rules.activations["batch"])
+  return rules.on_rows(on_shard, rows, head, out_specs=side_by_side)
+
+
+def _zeros(rows: Any) -> Sums:
+  """Sums to begin with, which vary over shards as the rows do."""
+  return {name: 0 * rows[2].sum() for name in _NAMES}
 
 
 def _chunks(config: Config, *arrays: Array) -> tuple[Array, ...]:
@@ -176,7 +202,7 @@ def _chunk(
   weights: Float[Array, "B U"],
 ) -> tuple[Sums, Float[Array, "B U V"]]:
   """Sums over a chunk, and the gradient of its objective by the logits."""
-  logits = constrain(logits, "batch", "length", "act_vocab")
+  logits = constrain(logits, None, None, "act_vocab")
   smooth = config.label_smoothing
   log_z = jax.nn.logsumexp(logits, axis=-1)
   ids = jnp.arange(logits.shape[-1])[None, None]
