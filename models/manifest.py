@@ -93,6 +93,12 @@ def verify(
     return next(filter(None, problems), None)
 
 
+def listed(path: epath.Path, part: str) -> list[str]:
+  """The files of a whole checkpoint that begin so; what else lies there is none."""
+  files = json.loads((path / NAME).read_text())["files"]
+  return sorted(name for name in files if name.startswith(part))
+
+
 def _compare(path: epath.Path, name: str, wanted: dict[str, Any]) -> str | None:
   try:
     if not (path / name).exists():

@@ -189,6 +189,9 @@ def clashes(c: door.Config) -> Iterator[dict[str, Any]]:
     yield {"train.n_micro": c.batch.size + 1}
     yield {"train.stop_early": {}, "train.eval_every_steps": 0}
     yield {"train.stop_early": {"metric": "los"}, "train.eval_every_steps": 1}
+    yield {"checkpoint.keep_best": {}, "train.eval_every_steps": 0}
+    yield {"checkpoint.keep_best": {}, "eval.during": ("samples",)}
+    yield {"checkpoint.every_steps": 4, "checkpoint.keep_every_steps": 6}
     if hasattr(c.optim, "weight_decay"):
       yield {"optim.lr": 2.0, "optim.weight_decay": 0.5}
       yield {"optim.no_decay": ("x",), "optim.weight_decay": 0.0}

@@ -53,6 +53,16 @@ def test_no_reader_takes_a_damaged_checkpoint(scene, place):
   scene.mend()
 
 
+def test_what_else_lies_in_a_checkpoint_is_not_read(scene):
+  """As a copy that an editor left: it is not in the manifest."""
+  expected = scene.resume()
+  for path in (scene.newer / "data").iterdir():
+    stray = path.parent / f"{path.name}~"
+    stray.write_bytes((scene.older / "data" / path.name).read_bytes())
+  assert scene.resume() == expected
+  stray.unlink()
+
+
 def test_two_damaged_checkpoints_are_no_start(scene):
   """Nor is a run begun anew over them."""
   with (

@@ -54,6 +54,14 @@ STOP = {"metric": "heldout_loss"}
       "metric='loss' .* choose one of heldout_loss, perplexity",
     ),
     (
+      dict(checkpoint={"keep_best": {}}),
+      "keep_best is never asked at .*eval_every_steps=0",
+    ),
+    (
+      dict(checkpoint={"keep_best": {}}, train={"eval_every_steps": 2}),
+      "keep_best.metric='heldout_loss' is reported by no evaluator",
+    ),
+    (
       dict(eval={"final": ("samples",)}, generate={"max_tokens": 64}),
       "max_tokens=64 leaves no room",
     ),

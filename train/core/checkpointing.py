@@ -297,7 +297,8 @@ def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
   if "params" not in rest:
     rest["params"] = arrays.restore(path / "params", wanted.params)
   parts = [
-    json.loads(file.read_text()) for file in sorted((path / "data").iterdir())
+    json.loads((path / name).read_text())
+    for name in manifest.listed(path, "data/")
   ]
   data = {row: s for part in parts for row, s in part["data"].items()}
   progress = Progress(data, parts[0]["loop"])

@@ -93,15 +93,24 @@ def _optimizer(model, optim, schedule, train):
   optimizers.make(optim, factor, families.axes(model))
 
 
-def _stopping(train, eval):
-  if train.stop_early is None:
-    return
-  if not train.eval_every_steps:
-    raise ValueError(
-      "train.stop_early is never asked at train.eval_every_steps=0: say how "
-      "often to evaluate, or leave it out."
-    )
-  _reported("train.stop_early.metric", train.stop_early.metric, eval)
+def _measured(train, checkpoint, eval):
+  for key, wish in (
+    ("train.stop_early", train.stop_early),
+    ("checkpoint.keep_best", checkpoint.keep_best),
+  ):
+    if wish is None:
+      continue
+    if not train.eval_every_steps:
+      raise ValueError(
+        f"{key} is never asked at train.eval_every_steps=0: say how often to "
+        "evaluate, or leave it out."
+      )
+    if wish.metric not in eval.reported:
+      raise ValueError(
+        f"{key}.metric={wish.metric!r} is reported by no evaluator of "
+        "eval.during: choose one of "
+        f"{', '.join(eval.reported) or 'none, and add perplexity'}."
+      )
 
 
 def _samples(model, eval, generate):
@@ -113,14 +122,6 @@ def _samples(model, eval, generate):
     )
 
 
-def _reported(key: str, metric: str, eval) -> None:
-  if metric not in eval.reported:
-    raise ValueError(
-      f"{key}={metric!r} is reported by no evaluator of eval.during: choose "
-      f"one of {', '.join(eval.reported) or 'none, and add perplexity'}."
-    )
-
-
 _RULES = (
-  _length, _ids, _rows, _parts, _sizes, _optimizer, _stopping, _samples,
+  _length, _ids, _rows, _parts, _sizes, _optimizer, _measured, _samples,
 )  # fmt: skip
