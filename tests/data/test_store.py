@@ -84,6 +84,27 @@ def test_the_index_has_the_lengths(store):
   assert corpus.lengths.tolist() == truth
 
 
+def test_a_flipped_bit_of_the_manifest_is_found(copy, store):
+  """What is read in spite of one is what was written: blanks alone."""
+  path, n_harmless = copy / "manifest.json", 0
+  raw = path.read_bytes()
+  for offset in range(0, len(raw), 5):
+    damaged = bytearray(raw)
+    damaged[offset] ^= 1 << (offset % 8)
+    path.write_bytes(damaged)
+    try:
+      found = store_lib.read_manifest(store_lib.epath.Path(copy))
+    except ValueError as error:
+      assert f"{path} is not what was written" in str(error)
+    else:
+      assert found == store.manifest
+      n_harmless += 1
+  assert n_harmless < len(raw) / 100
+  path.write_bytes(raw[:-3])
+  with pytest.raises(ValueError, match="is not what was written"):
+    Store(copy)
+
+
 def test_an_intact_store_verifies(copy):
   Store(copy).verify()
 
