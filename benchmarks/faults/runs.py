@@ -127,6 +127,11 @@ def _live(
     sys.exit(pretrain.main(config, epath.Path(workdir)) or 0)
 
 
+def log_compiles() -> None:
+  """Given as a fault: every compilation is a line of the log."""
+  jax.config.update("jax_log_compiles", True)
+
+
 def page(folder: epath.Path, **changes: dict[str, Any]) -> door.Config:
   """The config of a tiny run on generated text, which `folder` keeps.
 

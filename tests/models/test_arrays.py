@@ -1,4 +1,4 @@
-"""Arrays come back as Orbax itself reads them, wherever they shall live."""
+"""Arrays come back as Orbax itself reads them, wherever they shall live (C11)."""
 
 import jax
 import numpy as np
