@@ -7,7 +7,7 @@ will live: 1.1 times.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -46,10 +46,12 @@ def describe(path: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def read(path: epath.Path) -> Iterator[tuple[str, np.ndarray]]:
-  """Reads leaf after leaf to the host."""
+def read(
+  path: epath.Path, names: Iterable[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Reads leaf after leaf to the host; None: all of them, by name."""
   context = ts.Context(_CONTEXT)
-  for name in sorted(describe(path)):
+  for name in sorted(describe(path)) if names is None else names:
     store = _open(path, name, context)
     yield name, _copy(store, store.dtype.numpy_dtype)
 
