@@ -159,9 +159,15 @@ def plain_mistakes() -> Iterator[None]:
 
 
 def _raised_here(error: BaseException) -> bool:
-  """Tells whether the innermost Python frame is a line of this repository."""
-  frames = [f for f, _ in traceback.walk_tb(error.__traceback__)]
-  return _is_ours(frames[-1].f_code.co_filename)
+  """Tells whether the innermost Python frame is a line of this repository.
+
+  The methods of paths do not count: `path.write_text` on a full disk is ours.
+  """
+  files = [
+    f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__)
+  ]
+  paths = (f"etils{os.sep}epath", f"{os.sep}pathlib")
+  return _is_ours([f for f in files if not any(p in f for p in paths)][-1])
 
 
 def _is_ours(file: str) -> bool:

@@ -90,13 +90,13 @@ def start(
 
   Args:
     config: as `page` builds it.
-    workdir: of the run; TIME.log in it takes what is printed.
+    workdir: of the run; a log beside it takes what is printed.
     n_devices: virtual devices.
     fault: a function of some module, called in the new process before the run:
       it may put what fails in the place of what works.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  log = workdir / f"{time.time_ns()}.log"
+  log = workdir.parent / f"{workdir.name}.{time.time_ns()}.log"
   process = _SERVER.Process(
     target=_live, args=(config, str(workdir), str(log), n_devices, fault)
   )

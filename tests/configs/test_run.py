@@ -13,6 +13,7 @@ ENTRYPOINT = '''"""Says what it is for."""
 import dataclasses
 
 from absl import flags
+from etils import epath
 
 from configs import door
 
@@ -37,6 +38,8 @@ def main(config, workdir):
       door.read(workdir / "config.jsn")
     case "theirs":
       raise ValueError("raised outside of the repository")
+    case "disk":  # a path's own line raises, a line of the house called it
+      door.write(epath.Path("/dev/full/x"), {})
     case "interrupt":
       raise KeyboardInterrupt
     case "preempted":
@@ -131,6 +134,10 @@ def test_without_a_page_the_workdir_is_read(terminal, tmp_path):
     (
       ("--workdir=w", "--config=page.py", "--config.train.fail=missing"),
       "there is no file w/config.jsn",
+    ),
+    (
+      ("--workdir=w", "--config=page.py", "--config.train.fail=disk"),
+      "Not a directory",
     ),
   ],
 )

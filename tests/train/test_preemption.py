@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import portpicker
 import pytest
@@ -39,6 +40,33 @@ def test_a_second_interrupt_ends_at_once(monkeypatch):
     assert codes == []
     signal.raise_signal(signal.SIGINT)
   assert codes == [130]
+
+
+_STUBBORN = """
+import time
+from train.core import preemption
+with preemption.Preemption():
+  print("ready", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_process_that_does_not_stop_is_stopped_by_the_second(tmp_path):
+  log = tmp_path / "log"
+  with log.open("w") as file:
+    process = subprocess.Popen(
+      [sys.executable, "-c", _STUBBORN], stdout=file, stderr=file
+    )
+  try:
+    for words in ("ready", "SIGINT: saving behind this step"):
+      while words not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+      process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "ending at once" in log.read_text()
+  finally:
+    process.kill()
 
 
 _JOINED = """

@@ -15,7 +15,7 @@ from etils import epath
 
 from configs import door
 from data import pipeline
-from models import families, flops
+from models import durable, families, flops
 from sharding import hosts, report
 from train.core import (
   checkpointing,
@@ -193,11 +193,13 @@ class _Source:
         next(batches)
       loop_state = kept
     if jax.process_index() == 0:
-      (workdir / "sharding.txt").write_text(report.table(first) + "\n")
       axes = families.axes(self._setup.model)
-      (workdir / "decay.txt").write_text(
-        optim.listing(self._config.optim, axes)
-      )
+      for name, text in (
+        ("sharding.txt", report.table(first) + "
+"),
+        ("decay.txt", optim.listing(self._config.optim, axes)),
+      ):
+        durable.write_text(workdir / name, text)
     return first, loop_state
 
   def go_back(

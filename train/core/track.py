@@ -12,10 +12,9 @@ import threading
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from etils import epath, epy
+from etils import epath
 
-with epy.lazy_imports():  # it imports torch where that is installed: 2 s
-  import tensorboardX
+from train.core import board
 
 
 @runtime_checkable
@@ -128,9 +127,7 @@ class Files(Terminal):
     part.write_text("".join(json.dumps(row) + "\n" for row in kept))
     part.replace(path)
     self._jsonl = path.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(self._workdir), purge_step=step + 1 if step else None, flush_secs=10
-    )
+    self._board = board.Board(self._workdir, step)
 
   def _close(self) -> None:
     self._jsonl.close()
@@ -145,10 +142,10 @@ class Files(Terminal):
     if self._queue.empty():
       self._jsonl.flush()
     for key, number in values.items():
-      self._board.add_scalar(f"{kind}/{key}", number, step)
+      self._board.scalar(step, f"{kind}/{key}", number)
 
   def _sample(self, step: int, name: str, text: str) -> None:
-    self._board.add_text(name, f"```\n{text}\n```", step)
+    self._board.text(step, name, f"```\n{text}\n```")
     with (self._workdir / "samples.txt").open("a") as file:
       file.write(f"--- step {step}, {name}\n{text}\n")
 

@@ -5,8 +5,8 @@ them is not used: on an error it goes on while half of its threads still write,
 and what it would do for a save to appear at once, a manifest does.
 
 What the handlers make of a full disk is put right here: TensorStore has no
-OSError, Orbax prints stack traces, and other writes of the same save find their
-event loop closed.
+OSError, Orbax and asyncio print pages of stack traces for one error, and other
+writes of the same save find their event loop closed.
 """
 
 import asyncio
@@ -113,19 +113,26 @@ def _errors_of_disks() -> Iterator[None]:
   try:
     yield
   except ValueError as error:
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-      number = int(code[1])
-      raise OSError(number, os.strerror(number)) from error
-    if re.match(rf"({_STATES}): ", str(error)):
-      raise OSError(str(error)) from error
+    if found := _as_disk_error(error):
+      raise found from error
     raise
 
 
-def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
-  """The errors behind its traces are raised too."""
-  where = f"{record.pathname} {record.msg}"
-  return not (record.exc_info and "orbax" in where)
+def _as_disk_error(error: BaseException | None) -> OSError | None:
+  """What TensorStore means where it says ValueError; None: something else."""
+  if isinstance(error, OSError):
+    return error
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
+    return OSError(int(code[1]), os.strerror(int(code[1])))
+  if isinstance(error, ValueError) and re.match(rf"({_STATES}): ", str(error)):
+    return OSError(str(error))
+  return None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a log line tells of anything but a disk, of which a save does."""
+  return not (record.exc_info and _as_disk_error(record.exc_info[1]))
 
 
 for _name in ("absl", "asyncio"):
-  logging.getLogger(_name).addFilter(_is_no_trace_of_orbax)
+  logging.getLogger(_name).addFilter(_is_news)
