@@ -1,6 +1,7 @@
 # make demo    raw text to a trained model that writes, on this machine
 # make test    the fast suite             make parity  against transformers
 # make slow    what takes minutes         make lint    ruff
+# make faults  the full doses of benchmarks/faults: hours
 PYTHON ?= python3
 # Huge pages for what malloc hands out: a step on a CPU writes hundreds of MB of
 # fresh memory, and page faults took a quarter of it (328 against 236 ms).
@@ -18,6 +19,12 @@ test: .venv/test
 
 parity: .venv/parity
 	$(VENV) -m pytest -m parity
+
+FAULTS := kill preempt disk corrupt data nan hang storm mutants
+faults: .venv/test
+	for name in $(FAULTS); do \
+	  $(VENV) -m benchmarks.faults.$$name || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "broken:$$failed"; exit 1; }
 
 slow: .venv/test
 	$(VENV) -m pytest -m slow
@@ -39,4 +46,4 @@ lint: .venv/test
 	$(PIP) -e '.[test,parity]'
 	touch $@
 
-.PHONY: demo test parity slow lint
+.PHONY: demo test parity slow faults lint

@@ -24,7 +24,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
   assert len(commands) >= 7
   for command in commands:
     command = command.replace("python -m", f"{sys.executable} -m")
-    command = command.replace("=runs/", f"={tmp_path}/")
+    command = re.sub(r"\bruns/", f"{tmp_path}/", command)
     done = subprocess.run(
       ["bash", "-c", command],
       cwd=ROOT,

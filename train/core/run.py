@@ -195,8 +195,7 @@ class _Source:
     if jax.process_index() == 0:
       axes = families.axes(self._setup.model)
       for name, text in (
-        ("sharding.txt", report.table(first) + "
-"),
+        ("sharding.txt", report.table(first) + "\n"),
         ("decay.txt", optim.listing(self._config.optim, axes)),
       ):
         durable.write_text(workdir / name, text)
