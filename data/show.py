@@ -35,7 +35,7 @@ MARGIN = 10
 N_MEASURED = 16  # batches over which the packing is measured
 
 _ROWS = flags.DEFINE_integer("rows", 4, "rows to show", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "of the shuffle")
+_SEED = flags.DEFINE_integer("seed", 0, "of the shuffle", lower_bound=0)
 _COLOR = flags.DEFINE_bool(
   "color", True, "--nocolor marks tokens in plain text"
 )
