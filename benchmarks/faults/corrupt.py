@@ -143,6 +143,7 @@ class Scene:
 
   def read(self) -> str:
     """Digest of every document of the store."""
+    store._read_index.cache_clear()  # a new life has read nothing yet
     opened = store.Store(self.store)
     corpora = opened.train + opened.heldout
     ids = [corpus[i] for corpus in corpora for i in range(len(corpus))]
