@@ -21,7 +21,7 @@ from etils import epath
 
 from benchmarks.faults import dose, runs
 from data import pipeline
-from models import checkpoint
+from models import manifest
 
 HANG_SECONDS = 10  # longer than a compile that is read back
 
@@ -40,7 +40,7 @@ def never_ends(*_: Any) -> None:
 # What is put in the place of what: (owner, its method, what hangs, call).
 KINDS = {
   "data": (pipeline.Prefetch, "__next__", never_comes, 7),
-  "disk": (checkpoint, "seal", never_comes, 2),
+  "disk": (manifest, "seal", never_comes, 2),
   "loop": (pipeline.Prefetch, "__next__", never_ends, 7),
 }
 
