@@ -33,8 +33,8 @@ def test_a_dose_is_seen(scene):
 
 def test_without_digests_it_is_the_instrument_that_tells(scene, monkeypatch):
   monkeypatch.setattr(manifest, "verify", lambda *_, **__: None)
-  found = corrupt.hurt_often(N // 4, scene)
-  assert found["silent"] + found["crashed"] > N // 4 / 8
+  found = corrupt.hurt_often(N // 2, scene)
+  assert found["silent"] > 0
   assert not corrupt.is_kept(found)
 
 
