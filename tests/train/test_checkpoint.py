@@ -26,6 +26,7 @@ def _save(path, params, state, settings, step=1, **card):
   """A checkpoint made by hand."""
   writer = Writer()
   trees = {path / "params": params, path / "state": state}
+  trees = jax.tree.map(jax.numpy.asarray, trees)
   for folder in trees:
     folder.mkdir(parents=True)
   writer.start(trees)
