@@ -1,5 +1,6 @@
 """Asked to stop (C7, T14): by which signals, how often, by all processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,10 @@ import time
 
 import portpicker
 import pytest
+from etils import epath
 
+from benchmarks.faults import runs
+from models import checkpoint
 from train.core import preemption
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -107,3 +111,48 @@ def test_all_processes_stop_behind_one_step():
   steps = [process.communicate(timeout=120)[0] for process in started]
   assert [process.returncode for process in started] == [0, 0]
   assert steps[0] == steps[1] and int(steps[0]) > 10
+
+
+@pytest.mark.slow
+def test_two_hosts_that_are_asked_go_on_to_the_same_bits(page, tmp_path):
+  """One of two hosts gets SIGTERM; both save behind one step and exit with 75."""
+  config = page(train={"steps": 150}, mesh={"data": 2})
+  settings = tmp_path / "config.json"
+  settings.write_text(json.dumps(config.to_dict()))
+
+  def start(workdir):
+    address = f"127.0.0.1:{portpicker.pick_unused_port()}"
+    return [
+      subprocess.Popen(
+        [sys.executable, "-m", "train.pretrain", f"--config={settings}"]
+        + [f"--workdir={workdir}"],
+        env={
+          **os.environ,
+          "XLA_FLAGS": "",
+          "JAX_COORDINATOR_ADDRESS": address,
+          "JAX_NUM_PROCESSES": "2",
+          "JAX_PROCESS_ID": str(i),
+        },
+        stdout=(tmp_path / f"{workdir.name}.{i}.log").open("a"),
+        stderr=subprocess.STDOUT,
+      )
+      for i in range(2)
+    ]
+
+  def said() -> str:
+    return (tmp_path / "asked.0.log").read_text()
+
+  asked = start(tmp_path / "asked")
+  while "20/150" not in said():
+    assert asked[0].poll() is None, said()
+    time.sleep(0.01)
+  asked[1].send_signal(signal.SIGTERM)
+  assert [process.wait(timeout=300) for process in asked] == [75, 75], said()
+  (step,) = checkpoint.steps(epath.Path(tmp_path / "asked"))
+  assert 20 <= step < 150
+  for workdir in (tmp_path / "asked", tmp_path / "calm"):
+    ended = [process.wait(timeout=300) for process in start(workdir)]
+    assert ended == [0, 0]
+  assert runs.digest(epath.Path(tmp_path / "asked")) == runs.digest(
+    epath.Path(tmp_path / "calm")
+  )
