@@ -166,7 +166,7 @@ def _raised_here(error: BaseException) -> bool:
   files = [
     f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__)
   ]
-  paths = (f"etils{os.sep}epath", f"{os.sep}pathlib")
+  paths = (f"etils{os.sep}epath", f"{os.sep}pathlib", f"{os.sep}shutil")
   return _is_ours([f for f in files if not any(p in f for p in paths)][-1])
 
 

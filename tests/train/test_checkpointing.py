@@ -185,6 +185,17 @@ def test_old_ones_go_and_the_best_stays(tmp_path, tiny, alone):
   assert _names(tmp_path) == ["0", "2", "4", "5", "6"]
 
 
+@pytest.mark.parametrize("card", ["{", "[]", '{"metrics": {"loss": "low"}}'])
+def test_an_old_damaged_card_is_no_reason_to_stop(tmp_path, tiny, alone, card):
+  best = retention.Best(metric="loss")
+  with _open(tmp_path, tiny, keep_last=1, keep_best=best) as checkpoints:
+    checkpoints.save(_at(alone, 1), PROGRESS, {"loss": 1.0})
+    checkpoints.wait()
+    (checkpoint.find(epath.Path(tmp_path)) / "card.json").write_text(card)
+    checkpoints.save(_at(alone, 2), PROGRESS, {"loss": 2.0})
+  assert _names(tmp_path) == ["2"]
+
+
 def test_torn_ones_are_swept_and_nothing_else(tmp_path, tiny, alone):
   with _open(tmp_path, tiny) as checkpoints:
     checkpoints.save(_at(alone, 2), PROGRESS, {})

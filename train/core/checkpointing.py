@@ -262,12 +262,11 @@ class Checkpoints:
     """
     c, steps = self._config, checkpoint.steps(self._workdir)
     saved = {
-      step: json.loads((self._folder / str(step) / "card.json").read_text())
+      step: _metrics(self._folder / str(step))
       for step in steps
       if step <= newest
     }
-    metrics = {step: card["metrics"] for step, card in saved.items()}
-    stay = retention.kept(metrics, c.keep_last, c.keep_every_steps, c.keep_best)
+    stay = retention.kept(saved, c.keep_last, c.keep_every_steps, c.keep_best)
     for step in steps:
       if step not in stay:
         _delete(self._folder / str(step))
@@ -314,6 +313,15 @@ def _beside_params(state: TrainState) -> dict[str, Any]:
   if optim.is_averaged(state.opt_state):
     rest["params"] = state.params
   return rest
+
+
+def _metrics(path: epath.Path) -> dict[str, float]:
+  """What a checkpoint was measured at; nothing where its card is damaged."""
+  try:
+    found = json.loads((path / "card.json").read_text())["metrics"]
+    return {str(name): float(value) for name, value in found.items()}
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return {}
 
 
 def _delete(path: epath.Path) -> None:
