@@ -46,7 +46,7 @@ def choose(*, length: int, d_head: int) -> str:
   kernel = "auto" if layout is None else layout.attention
   if kernel == "auto":
     # The shape first: no device is started to lay out a model's parameters.
-    fits = _misfit(length, d_head) is None and _platform() == "tpu"
+    fits = _misfit(length, d_head) is None and rules.platform() == "tpu"
     return "splash" if fits else "reference"
   if kernel == "splash" and (problem := _problem_of_splash(length, d_head)):
     raise ValueError(
