@@ -24,6 +24,7 @@ MAY_MOUNT = subprocess.run(
 @pytest.mark.skipif(
   MAY_MOUNT.returncode != 0, reason="no mount namespaces on this machine"
 )
+@pytest.mark.slow
 def test_full_and_frozen_disks_are_survived():
   done = subprocess.run(
     [sys.executable, "-m", "benchmarks.faults.disk", "--n", "3"],

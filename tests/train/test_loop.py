@@ -64,6 +64,7 @@ def test_data_that_comes_late_is_told_once(page, tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out.count("the devices wait for data") == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(tmp_path):
   """At most 1 MB in 100 steps, evaluations and checkpoints included (T13)."""
   folder = epath.Path(tmp_path)
