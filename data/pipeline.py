@@ -11,7 +11,6 @@ import hashlib
 import json
 import queue
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -211,13 +210,12 @@ def eval_batches(
 
 
 class Prefetch:
-  """Makes batches ahead on a thread, and counts the seconds waited for them.
+  """Makes batches ahead on a thread.
 
   `state()` is that of the batch last handed out, not of the last one made.
   """
 
   def __init__(self, batches: TrainBatches, n_ahead: int):
-    self.seconds_waited = 0.0
     self._batches, self._state = batches, batches.state()
     self._queue: queue.Queue = queue.Queue(n_ahead)
     self._closed = threading.Event()
@@ -232,9 +230,7 @@ class Prefetch:
   def __next__(self) -> Batch:
     if self._closed.is_set():
       raise ValueError("Prefetch is closed: no batch can be taken from it.")
-    started = time.monotonic()
     batch, state, error = self._queue.get()
-    self.seconds_waited += time.monotonic() - started
     if error:
       self.close()
       raise error

@@ -39,44 +39,31 @@ class Model(llama.Model):
   block: type[nn.Module] = Block
 
 
+def _of(preset: str, experts: ExpertsConfig, **changes: Any) -> Config:
+  """A preset of Llama's, with experts and a few changes."""
+  return Config(**{**vars(llama.PRESETS[preset]), **changes}, experts=experts)
+
+
 PRESETS = {
-  "mixtral_8x7b": Config(
-    vocab_size=32_000,
-    d_model=4096,
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=8,
-    d_head=128,
-    d_ff=14_336,
-    max_length=32_768,
+  "mixtral_8x7b": _of(
+    "mistral_7b",
+    ExpertsConfig(n_experts=8, n_active=2, balance_weight=0.02),
+    window=None,
+    pattern=("full",),
     rope_theta=1_000_000.0,
-    experts=ExpertsConfig(n_experts=8, n_active=2, balance_weight=0.02),
   ),
-  "qwen3_30b_a3b": Config(
-    vocab_size=151_936,
+  "qwen3_30b_a3b": _of(
+    "qwen3_8b",
+    ExpertsConfig(n_experts=128, n_active=8, balance_weight=0.001),
     d_model=2048,
     n_layers=48,
-    n_heads=32,
     n_kv_heads=4,
-    d_head=128,
     d_ff=768,
-    max_length=40_960,
-    rope_theta=1_000_000.0,
-    norm_epsilon=1e-6,
-    qk_normed=True,
-    experts=ExpertsConfig(n_experts=128, n_active=8, balance_weight=0.001),
   ),
-  # Throughline's own: quickstart's sizes, 2 of 8 experts.
-  "9m": Config(
-    vocab_size=4096,
-    d_model=192,
-    n_layers=6,
-    n_heads=6,
-    n_kv_heads=2,
-    d_head=32,
+  # Throughline's own: the quickstart's sizes, 2 of 8 experts.
+  "9m": _of(
+    "3m",
+    ExpertsConfig(n_experts=8, n_active=2, balance_weight=0.01),
     d_ff=256,
-    max_length=1024,
-    tied=True,
-    experts=ExpertsConfig(n_experts=8, n_active=2, balance_weight=0.01),
   ),
 }

@@ -16,7 +16,7 @@ PROMISES = {
   "C5": "resumed equals never interrupted, to the bit",
   "C6": "also five times in a row",
   "C7": "SIGTERM, SIGINT, SIGUSR1 save; a second SIGINT ends at once",
-  "C8": "memory: of a restore 1.3, of a save 2 times the state; it stays flat",
+  "C8": "memory: of a restore 1.3, of a save beside a step 2.2 times the state",
   "C9": "saving takes place behind the steps",
   "C10": "settings are kept; what does not fit is listed with a way out",
   "C11": "a leaf that is not restored is never left as it began, unsaid",

@@ -47,7 +47,7 @@ SECTIONS = {
 def main(config: door.Config, workdir: epath.Path) -> int:
   """Prepares, builds, resumes or begins, trains; returns the exit code."""
   conflicts.check(config)  # before any work
-  with run.opened(workdir, config.train.hang_seconds) as session:
+  with run.opened(workdir) as session:
     with session.ledger.spend("prepare"):
       s = setup.begin(config, workdir)
     objective = lm.make(config.objective, s.model)

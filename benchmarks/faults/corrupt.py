@@ -13,9 +13,10 @@ out is compared, to the last bit, with what was there before:
   config       read, and settled with the checkpoint
 
 The last line is JSON: cases, silent (wrong and not a word of it: must be 0),
-crashed (a traceback in place of a word: must be 0), checkpoint_cases, recovered (those that went on from the older step: all in
-which the damage was seen), harmless (nothing that is read has changed), and
-counts of each place and kind. safetensors files have no reader here yet.
+crashed (a traceback in place of a word: must be 0), checkpoint_cases, recovered
+(those that went on from the older step: all in which the damage was seen),
+harmless (nothing that is read has changed), and counts of each place and kind.
+safetensors files have no reader here yet.
 """
 
 import collections

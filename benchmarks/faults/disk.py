@@ -28,6 +28,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -164,13 +165,28 @@ def _torn(workdir: epath.Path) -> int:
   return sum(manifest.verify(path) is not None for path in paths)
 
 
+def may_mount() -> bool:
+  """Whether this machine lets a program have disks of its own."""
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      ask = [*_alone(), "mount", "-t", "tmpfs", "none", folder]
+      return subprocess.run(ask, capture_output=True).returncode == 0
+  except FileNotFoundError:  # no Linux
+    return False
+
+
 def enclose() -> None:
   """Starts this program anew where it may mount."""
   if _INSIDE not in os.environ:
-    who = [] if os.geteuid() == 0 else ["--map-root-user"]
     inside = [sys.executable, "-m", "benchmarks.faults.disk", *sys.argv[1:]]
     os.environ[_INSIDE] = "1"
-    os.execvp("unshare", ["unshare", "--mount", *who, *inside])
+    os.execvp("unshare", [*_alone(), *inside])
+
+
+def _alone() -> list[str]:
+  """Runs what follows in a mount namespace of its own."""
+  who = [] if os.geteuid() == 0 else ["--map-root-user"]
+  return ["unshare", "--mount", *who]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def poison(n: int, folder: epath.Path) -> dict[str, Any]:
   update, _ = loop.compile_step(
     step.make(objective, optimizer, judge=config.guard),
     now,
-    s.abstract_batch,
+    setup.abstract_batch(s.batch, s.layout),
     s.layout,
   )
   names = [

@@ -71,7 +71,7 @@ def step_seconds(config: door.Config, s: setup.Setup) -> float:
   update, _ = loop.compile_step(
     step.make(lm.make(config.objective, s.model), optimizer),
     now,
-    s.abstract_batch,
+    setup.abstract_batch(s.batch, s.layout),
     s.layout,
   )
   batch, seconds = s.put(next(packed(s))), []

@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+from etils import epath
+
+from train import pretrain
+from train.core import setup, watchdog
+
 HANGS = """
 import threading
 from train.core import watchdog
@@ -44,3 +49,24 @@ def test_what_beats_goes_on():
     "time.sleep(1.2)\n"
   )
   assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_long_preparation_is_no_hang(page, tmp_path, monkeypatch):
+  """Hours of text are prepared before the clock runs, and steps beside it."""
+  beats, prepared = [], []
+  begin, beat = setup.begin, watchdog.Watchdog.beat
+
+  def prepare(*arguments):
+    s = begin(*arguments)
+    prepared.append(len(beats))
+    return s
+
+  def count(self):
+    beats.append(self)
+    beat(self)
+
+  monkeypatch.setattr(setup, "begin", prepare)
+  monkeypatch.setattr(watchdog.Watchdog, "beat", count)
+  pretrain.main(page(train={"steps": 3}), epath.Path(tmp_path))
+  assert prepared == [0]
+  assert len(beats) > 3

@@ -41,16 +41,15 @@ class Ledger:
 
   Args:
     workdir: of the run; None books without writing (hosts but the first).
-    beat: called whenever the class changes.
+
+  Attributes:
+    seconds: class -> seconds booked so far.
+    on_turn: called whenever the class changes.
   """
 
-  def __init__(
-    self,
-    workdir: epath.Path | None,
-    beat: Callable[[], None] = lambda: None,
-  ):
+  def __init__(self, workdir: epath.Path | None):
     self._path = None if workdir is None else workdir / FILE
-    self._beat = beat
+    self.on_turn: Callable[[], None] = lambda: None
     self._began = next(_starts, time.time())
     self._stack = ["other"]
     self._turned = time.perf_counter()
@@ -117,7 +116,7 @@ class Ledger:
     now = time.perf_counter()
     self.seconds[self._stack[-1]] += now - self._turned
     self._turned = now
-    self._beat()
+    self.on_turn()
 
 
 def lives(workdir: epath.Path) -> list[dict[str, Any]]:

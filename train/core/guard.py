@@ -230,11 +230,12 @@ class Watch:
     verdict = jax.device_get(verdict)
     self._is_damaged = not verdict.finite_params.all()
     self.why = reason(verdict, self._names)
-    place = self._write(step, verdict, batch, documents())
-    self._say(
-      f"step {step} is not applied: {self.why}; its batch is in {place}.npz, "
-      f"its documents in {place}.json"
-    )
+    try:
+      place = self._write(step, verdict, batch, documents())
+      where = f"{place}.json and .npz have its documents and its batch"
+    except OSError as error:  # a run does not end for its log
+      where = f"its batch cannot be written: {error}"
+    self._say(f"step {step} is not applied: {self.why}; {where}")
     return 1
 
   @property

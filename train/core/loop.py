@@ -39,7 +39,8 @@ class Config:
   log_every_steps: Count = 10
   eval_every_steps: Natural = 0  # 0: only after the last step
   stop_early: stopping.Config | None = None  # None: all steps are made
-  # Nothing ended for so long: stacks of all threads, and exit. 0: never.
+  # No step, evaluation, compile or save ended for so long: the stacks of all
+  # threads, and exit. 0: never. Make it longer than an evaluation takes.
   hang_seconds: Natural = 1800
 
   def __post_init__(self):

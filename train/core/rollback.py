@@ -5,12 +5,13 @@ since is not read again. A line of WORKDIR/rollbacks.jsonl says so, for a life
 that begins at that checkpoint anew.
 """
 
-import contextlib
 import json
 from typing import Any
 
 import jax
 from etils import epath
+
+from models import durable
 
 FILE = "rollbacks.jsonl"
 
@@ -24,7 +25,7 @@ def record(
   line = {"from": came, "to": to, "why": why, "loop": loop_state}
   path = workdir / FILE
   before = path.read_text() if path.exists() else ""
-  path.write_text(before + json.dumps(line) + "\n")
+  durable.write_text(path, before + json.dumps(line) + "\n")
 
 
 def kept(workdir: epath.Path, step: int) -> dict[str, Any] | None:
@@ -32,7 +33,6 @@ def kept(workdir: epath.Path, step: int) -> dict[str, Any] | None:
   path = workdir / FILE
   found = None
   for line in path.read_text().splitlines() if path.exists() else []:
-    with contextlib.suppress(ValueError):  # torn by a kill: it did not happen
-      entry = json.loads(line)
-      found = entry["loop"] if entry["to"] == step else found
+    entry = json.loads(line)
+    found = entry["loop"] if entry["to"] == step else found
   return found

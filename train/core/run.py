@@ -1,7 +1,7 @@
 """What every training entrypoint shares: from an objective to a checkpoint.
 
-with run.opened(config, workdir) as session:
-  s = ...                        # devices, data, model
+with run.opened(workdir) as session:
+  s = ...  # devices, data, model
   return run.train(session, config, s, objective, SECTIONS)
 """
 
@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 from configs import door
 from data import pipeline
 from models import durable, families, flops
 from sharding import hosts, report
+from sharding.rules import Layout
 from train.core import (
   checkpointing,
   goodput,
@@ -51,12 +53,8 @@ class Session:
 
 
 @contextlib.contextmanager
-def opened(workdir: epath.Path, hang_seconds: int) -> Iterator[Session]:
+def opened(workdir: epath.Path) -> Iterator[Session]:
   """Joins the hosts, takes the workdir, heeds signals, books every second.
-
-  Args:
-    workdir: of the run.
-    hang_seconds: nothing ended for so long: the process ends itself.
 
   Raises:
     ValueError: another job holds the workdir.
@@ -66,8 +64,7 @@ def opened(workdir: epath.Path, hang_seconds: int) -> Iterator[Session]:
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.hold(workdir))
     asked = stack.enter_context(preemption.Preemption())
-    dog = stack.enter_context(watchdog.Watchdog(hang_seconds))
-    ledger = goodput.Ledger(workdir if is_first else None, dog.beat)
+    ledger = goodput.Ledger(workdir if is_first else None)
     yield Session(workdir, ledger, asked, track.terminal().say)
     ledger.write()
     if is_first:
@@ -95,21 +92,7 @@ def train(
   """
   workdir, ledger, say = session.workdir, session.ledger, session.say
   settings = setup.settle(config, workdir, sections, say)
-  factor = schedule.make(config.schedule, config.train.steps)
-  axes = families.axes(s.model)
-  optimizer = optim.make(config.optim, factor, axes)
-  if s.model.dtype == "float16":
-    optimizer = precision.wrap(optimizer, precision.Config())
-  update = step.make(
-    objective,
-    optimizer,
-    n_micro=config.train.n_micro,
-    seed=config.train.seed,
-    grad_shardings=s.layout.shardings(
-      axes, families.abstract(s.model), "grads"
-    ),
-    judge=config.guard,
-  )
+  optimizer, update = make_step(config, s.model, s.layout, objective)
   batches = pipeline.train_batches(
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
@@ -123,9 +106,12 @@ def train(
     with ledger.spend("restore"):
       first, loop_state = source.begin(batches)
     ledger.begin(int(first.step))
+    # Not before: to prepare text or to read a checkpoint may take hours.
+    dog = stack.enter_context(watchdog.Watchdog(config.train.hang_seconds))
+    ledger.on_turn = dog.beat
     with ledger.spend("compile"):
       compiled, seconds = loop.compile_step(
-        update, first, s.abstract_batch, s.layout
+        update, first, setup.abstract_batch(s.batch, s.layout), s.layout
       )
     say(f"{s}; compiled in {seconds:.1f} s")
     stream = stack.enter_context(
@@ -138,7 +124,7 @@ def train(
       first,
       stream,
       put=s.put,
-      meter=_meter(config, s, factor),
+      meter=_meter(config, s),
       tracker=tracker,
       checkpoints=checkpoints,
       evaluators=suite.make(
@@ -155,9 +141,38 @@ def train(
   return 0 if is_over else preemption.EXIT_CODE
 
 
-def _meter(
-  config: door.Config, s: setup.Setup, factor: Callable[[int], Any]
-) -> loop.Meter:
+def make_step(
+  config: door.Config,
+  model: families.Config,
+  layout: Layout,
+  objective: step.Objective,
+) -> tuple[optax.GradientTransformationExtraArgs, step.Step]:
+  """The optimizer and the step that a config asks for.
+
+  Args:
+    config: with the sections optim, schedule, train and guard.
+    model: what is trained.
+    layout: where it lives.
+    objective: what is minimised.
+  """
+  axes = families.axes(model)
+  factor = schedule.make(config.schedule, config.train.steps)
+  optimizer = optim.make(config.optim, factor, axes)
+  if model.dtype == "float16":
+    optimizer = precision.wrap(optimizer, precision.Config())
+  places = layout.shardings(axes, families.abstract(model), "grads")
+  return optimizer, step.make(
+    objective,
+    optimizer,
+    n_micro=config.train.n_micro,
+    seed=config.train.seed,
+    grad_shardings=places,
+    judge=config.guard,
+  )
+
+
+def _meter(config: door.Config, s: setup.Setup) -> loop.Meter:
+  factor = schedule.make(config.schedule, config.train.steps)
   return loop.Meter(
     tokens_per_step=config.batch.size * config.batch.length,
     flops_per_token=flops.train_per_token(s.model, config.batch.length),

@@ -62,17 +62,6 @@ class Setup:
       batch,
     )
 
-  @property
-  def abstract_batch(self) -> Batch:
-    """Shapes, types and places of a global batch."""
-    shape = (self.batch.size, self.batch.length)
-
-    def field(dtype):
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=self.layout.batch)
-
-    ids = field(jnp.int32)
-    return Batch(ids, ids, field(jnp.float32), ids, ids)
-
   def heldout(self) -> Iterator[Batch]:
     """The held-out documents, once, as global batches on the devices."""
     size, length = self.batch.size, self.batch.length
@@ -80,6 +69,17 @@ class Setup:
       self.store.heldout, size, length, self.rows
     ):
       yield self.put(batch)
+
+
+def abstract_batch(batch: pipeline.Config, layout: Layout) -> Batch:
+  """Shapes, types and places of a global batch."""
+
+  def field(dtype):
+    shape = (batch.size, batch.length)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batch)
+
+  ids = field(jnp.int32)
+  return Batch(ids, ids, field(jnp.float32), ids, ids)
 
 
 def begin(config: door.Config, workdir: epath.Path) -> Setup:
