@@ -4,9 +4,9 @@ What one section alone cannot know. A rule is a function of the sections that
 its parameters name; it holds for every entrypoint that has them all.
 """
 
+import dataclasses
 import inspect
-
-from jax.sharding import AbstractMesh, AxisType
+import math
 
 from configs import door
 from models import families
@@ -39,11 +39,9 @@ def check(config: door.Config, n_devices: int | None = None) -> None:
 def _layout(config: meshes.Config, n_devices: int | None) -> rules.Layout:
   if n_devices is None:
     sizes = {axis: max(size, 1) for axis, size in config.sizes().items()}
-  else:
-    sizes = meshes.resolve(config, n_devices)
-  kinds = (AxisType.Auto,) * len(sizes)
-  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-  return rules.make(mesh, config.rules)
+    config = dataclasses.replace(config, **sizes)
+    n_devices = math.prod(sizes.values())
+  return rules.make(meshes.abstract(config, n_devices), config.rules)
 
 
 def _length(model, batch):
