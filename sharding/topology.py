@@ -57,6 +57,15 @@ CHIPS = {
     hertz=1.75e9, shapes=_CUBES,
   ),
 }  # fmt: skip
+# libtpu asks for no TPU, stands beside another one, and does not talk of either.
+_ALONE = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+}
 DCN_RATE = 6.25e9  # bytes a second between slices, of one device
 
 
@@ -85,8 +94,8 @@ class Topology:
         "there is no libtpu, which holds the TPU compilers: "
         "pip install 'throughline[plan]' (or give --fast, which estimates)."
       )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU is asked for
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name, value in _ALONE.items():
+      os.environ.setdefault(name, value)
     slices = {"num_slices": self.n_slices} if self.n_slices > 1 else {}
     shape = self.name.rpartition("*")[2]
     try:

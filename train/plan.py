@@ -86,7 +86,7 @@ def page(
   rows += ["", f"  model        {plan.model_flops / 1e12:9.1f} TFLOP"]
   if plan.hardware_flops:
     rows.append(f"  hardware     {plan.hardware_flops / 1e12:9.1f} TFLOP")
-  for c in plan.collectives or ():
+  for c in plan.program.collectives if plan.program else ():
     rows.append(
       f"  {c.kind:<18} over {' x '.join(c.axes) or '-':<16} "
       f"{c.count:>6} times {c.wire_bytes / 1e9:9.2f} GB"
@@ -103,7 +103,14 @@ def page(
 
 def line(plan: planning.Plan) -> dict:
   """What a program reads."""
-  return {"fits": plan.fits, **dataclasses.asdict(plan)}
+  told = dataclasses.asdict(plan)
+  program = told.pop("program") or {"collectives": None}
+  return {
+    "fits": plan.fits,
+    **told,
+    "hardware_flops": plan.hardware_flops,
+    "collectives": program["collectives"],
+  }
 
 
 def _ranked(config: door.Config, topology: topologies.Topology) -> int:

@@ -44,8 +44,8 @@ class Plan:
     host_bytes: in the memory of the host.
     classes: name -> bytes; they add up to the peak.
     model_flops: that the model needs.
-    hardware_flops: that are computed, with what remat repeats.
-    collectives: what travels.
+    kernel_flops: of Pallas kernels.
+    program: all else that is computed, with what remat repeats, and what travels.
     step_seconds: of the busiest resource.
     mfu: model_flops over what the device could do in that time.
     bound: MXU, HBM, ICI or DCN: the busiest.
@@ -60,8 +60,8 @@ class Plan:
   host_bytes: float
   classes: dict[str, float]
   model_flops: float
-  hardware_flops: float | None
-  collectives: tuple[hlo.Collective, ...] | None
+  kernel_flops: float | None
+  program: hlo.Program | None
   step_seconds: float | None
   mfu: float | None
   bound: str | None
@@ -72,6 +72,11 @@ class Plan:
   def fits(self) -> bool:
     """Whether the device has the memory."""
     return self.peak_bytes <= self.limit_bytes
+
+  @property
+  def hardware_flops(self) -> float | None:
+    """All that are computed."""
+    return self.program and self.program.flops + self.kernel_flops
 
 
 def measure(
@@ -106,7 +111,6 @@ def measure(
   kernel_flops = _kernel_flops(config, layout, program.kernels)
   times = _seconds(program, kernel_flops, topology)
   busiest = max(times, key=times.__getitem__)
-  hardware = program.flops + kernel_flops
   return dataclasses.replace(
     known,
     peak_bytes=memory.peak_memory_in_bytes,
@@ -117,11 +121,11 @@ def measure(
     host_bytes=memory.host_temp_size_in_bytes
     + memory.host_argument_size_in_bytes,
     classes=_fill(known.classes, memory.peak_memory_in_bytes),
-    hardware_flops=hardware,
-    collectives=program.collectives,
+    kernel_flops=kernel_flops,
+    program=program,
     step_seconds=times[busiest],
     mfu=known.model_flops / (times[busiest] * topology.chip.flops),
-    bound=_bound(busiest, hardware, times[busiest], topology.chip),
+    bound=_bound(busiest, program.flops, times[busiest], topology.chip),
     seconds=times,
     compile_seconds=seconds,
   )
@@ -155,8 +159,8 @@ def estimate(
     host_bytes=0.0,
     classes=classes,
     model_flops=needed,
-    hardware_flops=None,
-    collectives=None,
+    kernel_flops=None,
+    program=None,
     step_seconds=None,
     mfu=None,
     bound=None,
