@@ -200,17 +200,19 @@ def _kernel(length: int, n_groups: int, window: int | None, interpret: bool):
   one = splash_mask.CausalMask(shape)
   if window is not None:
     one = splash_mask.LocalMask(shape, (window - 1, 0), 0)
-  block = min(512, length)
-  while length % block:
-    block -= _LANES
+  block = _divisor(length, 512)
+  # The backward kernel leaves a gradient of the queries for each block of keys,
+  # which are then added up: few of them, as far as its memory goes.
+  wide = _divisor(length, 2048)
   sizes = splash_kernel.BlockSizes(
     **{
       name: block
       for name in (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv",
-        "block_kv_dkv", "block_kv_dkv_compute",
+        "block_kv_dkv_compute",
       )
     },
+    block_kv_dkv=wide if wide % block == 0 else block,
     use_fused_bwd_kernel=True,
   )  # fmt: skip
   return splash_kernel.make_splash_mqa_single_device(
@@ -218,3 +220,11 @@ def _kernel(length: int, n_groups: int, window: int | None, interpret: bool):
     block_sizes=sizes,
     interpret=interpret,
   )
+
+
+def _divisor(length: int, most: int) -> int:
+  """The largest block of whole lanes, up to a size, that divides a length."""
+  block = min(most, length)
+  while length % block:
+    block -= _LANES
+  return block
