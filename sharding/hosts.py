@@ -53,7 +53,10 @@ def initialize(timeout_seconds: float = 300) -> None:
     return
   roll_call(cluster, timeout_seconds)
   jax.distributed.initialize(
-    f"{cluster.host}:{cluster.port}", cluster.n_processes, cluster.process
+    f"{cluster.host}:{cluster.port}",
+    cluster.n_processes,
+    cluster.process,
+    local_device_ids=gpus(os.environ),
   )
 
 
@@ -76,6 +79,17 @@ def find(environment: os._Environ | dict[str, str]) -> Cluster | None:
     worker = _need(e, "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES")
     return _cluster(hosts[0], str(_PORT), str(len(hosts)), worker)
   return None
+
+
+def gpus(environment: os._Environ | dict[str, str]) -> list[int] | None:
+  """All GPUs of the node where SLURM starts one process on each.
+
+  Unasked, jax takes one of them and leaves the others idle.
+  """
+  e = environment
+  if e.get("SLURM_NTASKS_PER_NODE") != "1" or "SLURM_GPUS_ON_NODE" not in e:
+    return None
+  return list(range(int(e["SLURM_GPUS_ON_NODE"])))
 
 
 def first_node(nodes: str) -> str:
