@@ -34,4 +34,4 @@ def lookup(
   if isinstance(table, Array):
     table = constrain(table, None, "lookup")
   rows = take(table, ids, dtype)
-  return constrain(rows, "batch", "length", "act_embed")
+  return constrain(rows, "batch", "stream", "act_embed")

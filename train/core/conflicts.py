@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from configs import door
 from models import families
+from sharding import context, rules
 from sharding import mesh as meshes
-from sharding import rules
 from train.core import optim as optimizers
 from train.core import schedule as schedules
 
@@ -43,7 +43,7 @@ def _layout(config: meshes.Config, n_devices: int | None) -> rules.Layout:
     sizes = meshes.resolve(config, n_devices)
   kinds = (AxisType.Auto,) * len(sizes)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-  return rules.make(mesh, config.rules)
+  return rules.make(mesh, *config.settings)
 
 
 def _length(model, batch):
@@ -70,6 +70,11 @@ def _rows(batch, layout):
       f"batch.size={batch.size} does not divide over {n_shards} shards "
       f"({meshes.describe(layout.mesh)}): make it a multiple of {n_shards}."
     )
+
+
+def _columns(batch, model, layout):
+  n_kv_heads = getattr(model, "n_kv_heads", model.n_heads)
+  context.check(layout, length=batch.length, n_kv_heads=n_kv_heads)
 
 
 def _parts(batch, train, layout):
@@ -123,5 +128,5 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _ids, _rows, _parts, _sizes, _optimizer, _measured, _samples,
+  _length, _ids, _rows, _columns, _parts, _sizes, _optimizer, _measured, _samples,
 )  # fmt: skip
