@@ -94,19 +94,18 @@ def on_shards(
   table = layout.rules.activations
   wide = P(*layout.rows, table["act_heads"])
   narrow = P(*layout.rows, table["act_kv_heads"])
-  parts, tree = jax.tree.flatten(mask)
   return jax.shard_map(
-    lambda q, k, v, parts: function(q, k, v, tree.unflatten(parts)),
+    function,
     mesh=layout.mesh,
     in_specs=(
       wide,
       narrow,
       narrow,
-      [P(*layout.rows[: x.ndim]) for x in parts],
+      jax.tree.map(lambda x: P(*layout.rows[: x.ndim]), mask),
     ),
     out_specs=wide,
     check_vma=False,  # Pallas does not say what its outputs vary over
-  )(q, k, v, parts)
+  )(q, k, v, mask)
 
 
 def ring(
