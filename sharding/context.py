@@ -44,10 +44,10 @@ def check(layout: Layout, *, length: int, n_kv_heads: int) -> None:
   mesh, stream = layout.mesh, layout.rules.activations["stream"]
   n_parts = int(np.prod([mesh.shape[axis] for axis in stream]))
   if length % n_parts:
-    axes = " x ".join(f"{a}={mesh.shape[a]}" for a in stream)
     raise ValueError(
-      f"batch.length={length} is not divisible by {axes}, over which the "
-      f"activations between layers are split: make it a multiple of {n_parts}."
+      f"batch.length={length} is not divisible by "
+      f"{rules.product(stream, mesh)}, over which the activations between "
+      f"layers are split: make it a multiple of {n_parts}."
     )
   n = size(layout)
   if layout.order == "zigzag" and length % (2 * n):

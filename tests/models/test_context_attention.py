@@ -79,10 +79,16 @@ def _in_order(layout, run, operands, mask):
   return move(jax.device_get(found), np.argsort(columns))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-  ("exchange", "order"),
-  [*itertools.product(("ring", "gather", "ulysses"), ("contiguous", "zigzag"))],
+  ("exchange", "order", "kind"),
+  [
+    *itertools.product(
+      ("ring", "gather", "ulysses"),
+      ("contiguous", "zigzag"),
+      ("full", "window"),
+    ),
+    ("ring", "zigzag", "both ways"),
+  ],
 )
 def test_every_exchange_is_the_reference(monkeypatch, exchange, order, kind):
   """Values and gradients; blocks of 5 cut the 16 columns of a shard unevenly."""
