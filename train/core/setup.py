@@ -34,12 +34,15 @@ class Setup:
   kernel: str  # of the attention
 
   def __str__(self) -> str:
+    kernel, layout = self.kernel, self.layout
+    if context.size(layout) > 1:
+      kernel += f" ({layout.exchange}, {layout.order})"
     return (
       f"{families.name(self.model)} with {flops.n_params(self.model) / 1e6:,.1f}"
       f" M parameters in {self.model.dtype} on {jax.device_count()} x "
       f"{jax.devices()[0].device_kind} ({mesh.describe(self.layout.mesh)}); "
       f"{self.batch.size * self.batch.length:,} tokens a step; attention: "
-      f"{self.kernel}"
+      f"{kernel}"
     )
 
   @property
