@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from models import gpt, llama, mixtral
 from models.weights import Weight, einsum
+from sharding import rules
 
 FAMILIES: dict[str, type] = {
   "llama": llama.Config,
@@ -60,6 +61,14 @@ def _boxed(config: Config, key: Array) -> Params:
 def head(params: Params) -> Weight:
   """The output head [V, D]: its own table, or the embedding where tied."""
   return params.get("head", params["embed"])["table"]
+
+
+def whole_head(config: Config, params: Params) -> Weight:
+  """The head in the type of the computation, whole on each shard of the batch."""
+  w = head(params)
+  if isinstance(w, Array):
+    w = rules.gathered(w.astype(config.dtype), "vocab", "embed")
+  return w
 
 
 def logits(

@@ -12,11 +12,13 @@ import contextlib
 import contextvars
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -47,7 +49,9 @@ _ACTIVATIONS: Table = {
   "act_kv_heads": (),
   "act_mlp": (),
   "act_vocab": (),
-  "lookup": (),  # width of the embedding table while rows are looked up
+  # While rows of the embedding table are looked up: its width, and the batch.
+  "lookup": (),
+  "lookup_batch": ("replica", "data", "fsdp"),
 }
 # Shards of a row share the work on it, so they share the states too.
 _FSDP: Table = {
@@ -62,6 +66,10 @@ _EXPERT: Table = {
   "experts": ("expert",),
 }
 _EXPERT_ROWS: Table = {"batch": ("replica", "data", "fsdp", "expert")}
+# The table stays as it lies and the ids travel: tokens of a device are fewer
+# than rows of a table, and so are the bytes of either's gradient.
+_LOOKUP: Table = {"lookup": ("fsdp",), "lookup_batch": ("replica", "data")}
+_EXPERT_LOOKUP: Table = {**_LOOKUP, "lookup": ("fsdp", "expert")}
 _TENSOR_SPLIT: Table = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
@@ -99,18 +107,24 @@ TABLES: dict[str, Rules] = {
   "dp": _rules(_WHOLE),
   "zero1": _rules(_WHOLE, state=_FSDP),
   "zero2": _rules(_WHOLE, state=_FSDP, grads=_FSDP),
-  "fsdp": _rules(_FSDP),
+  "fsdp": _rules(_FSDP, activations={**_ACTIVATIONS, **_LOOKUP}),
   "tensor": _rules(
     {**_WHOLE, **_TENSOR_SPLIT}, activations=_TENSOR_ACTIVATIONS
   ),
   "fsdp_tensor": _rules(
-    {**_FSDP, **_TENSOR_SPLIT}, activations=_TENSOR_ACTIVATIONS
+    {**_FSDP, **_TENSOR_SPLIT}, activations={**_TENSOR_ACTIVATIONS, **_LOOKUP}
   ),
 }
-TABLES["expert"] = _rules(_EXPERT, activations={**_ACTIVATIONS, **_EXPERT_ROWS})
+TABLES["expert"] = _rules(
+  _EXPERT, activations={**_ACTIVATIONS, **_EXPERT_ROWS, **_EXPERT_LOOKUP}
+)
 TABLES["expert_tensor"] = _rules(
   {**_EXPERT, **_TENSOR_SPLIT},
-  activations={**_TENSOR_ACTIVATIONS, **_EXPERT_ROWS},
+  activations={
+    **_TENSOR_ACTIVATIONS,
+    **_EXPERT_ROWS,
+    **_EXPERT_LOOKUP,
+  },
 )
 TABLES["zero3"] = TABLES["fsdp"]
 
@@ -305,12 +319,13 @@ def on_rows(
   axes = layout.token_axes
   copied = tuple(axis for axis in axes if axis not in split)
 
+  def vary(w):
+    wide = w.astype(_summable(w.dtype))
+    return jax.lax.pcast(wide, copied, to="varying").astype(w.dtype)
+
   def on_shard(rows, weights):
     # A custom gradient varies over all shards, and so must what it is of.
-    weights = jax.tree.map(
-      lambda w: jax.lax.pcast(w, copied, to="varying"), weights
-    )
-    return function(rows, weights)
+    return function(rows, jax.tree.map(vary, weights))
 
   return jax.shard_map(
     on_shard,
@@ -321,11 +336,93 @@ def on_rows(
   )(rows, weights)
 
 
+def _summable(dtype: jnp.dtype) -> jnp.dtype:
+  """XLA:CPU aborts at a sum of bf16 over devices, and at its transpose."""
+  return jnp.promote_types(dtype, jnp.float32) if platform() == "cpu" else dtype
+
+
 def platform() -> str:
   """Of the devices that the layout is for, which need not be here: cpu, ..."""
   layout = current()
   devices = getattr(layout and layout.mesh, "devices", None)
   return jax.default_backend() if devices is None else devices.flat[0].platform
+
+
+def gathered(w: jax.Array, *names: str | None) -> jax.Array:
+  """Makes a weight whole along the mesh axes that share the tokens.
+
+  Said here, and not left to the compiler, it is one all-gather before each use;
+  the gradient is added up and split in one as well.
+
+  Args:
+    w: in the type of the computation, half as wide on the wire.
+    names: of its dimensions; experts stay where they are.
+  """
+  layout = current()
+  if layout is None:
+    return w
+  rules, shared = layout.rules, layout.token_axes
+  table = {
+    name: axes
+    if name == "experts"
+    else tuple(a for a in axes if a not in shared)
+    for name, axes in rules.params.items()
+  }
+  whole = spec(names, w.shape, table, layout.mesh)
+  return _gathered(whole, spec(names, w.shape, rules.grads, layout.mesh), w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(whole: P, split: P, w: jax.Array) -> jax.Array:
+  return jax.lax.with_sharding_constraint(w, whole)
+
+
+_gathered.defvjp(
+  lambda whole, split, w: (_gathered(whole, split, w), None),
+  lambda whole, split, _, g: (jax.lax.with_sharding_constraint(g, split),),
+)
+
+
+def added_up(parts: jax.Array, *names: str | None) -> jax.Array:
+  """The gradient of a weight: the sum of what the shards of tokens have.
+
+  Each device receives only what it keeps of the sum.
+
+  Args:
+    parts: [shards of tokens, ...], each where it came from.
+    names: of the dimensions of the weight.
+  """
+  layout = current()
+  if layout is None:
+    return parts.sum(0)
+  shared = layout.token_axes
+  shape = parts.shape[1:]
+  split = [
+    tuple(
+      axis
+      for axis in ([axes] if isinstance(axes, str) else axes or ())
+      if axis in shared
+    )
+    for axes in spec(names, shape, layout.rules.grads, layout.mesh)
+  ]
+  rest = tuple(axis for axis in shared if axis not in sum(split, ()))
+
+  def on_shard(part):
+    total = part[0].astype(_summable(part.dtype))
+    for dim, axes in enumerate(split):
+      for axis in axes:
+        total = jax.lax.psum_scatter(
+          total, axis, scatter_dimension=dim, tiled=True
+        )
+    return jax.lax.psum(total, rest).astype(part.dtype)
+
+  return jax.shard_map(
+    on_shard,
+    mesh=layout.mesh,
+    in_specs=P(shared),
+    out_specs=P(*(axes or None for axes in split)),
+    axis_names=set(shared),
+  )(parts)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

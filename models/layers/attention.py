@@ -74,6 +74,7 @@ class Attention(nn.Module):
       (self.n_heads, self.d_head, d_model),
       ("heads", "head", "embed"),
       self.out_std,
+      dtype=self.dtype,
     )
     out = einsum("BTNH,NHD->BTD", out_BTNH, wo, self.dtype)
     out = constrain(out, "batch", "stream", "act_embed")
@@ -85,7 +86,7 @@ class Attention(nn.Module):
     self, x: Float[Array, "B T D"], name: str, n_heads: int, axis: str
   ) -> Float[Array, "B T N H"]:
     shape = (x.shape[-1], n_heads, self.d_head)
-    w = weight(self, name, shape, ("embed", axis, "head"))
+    w = weight(self, name, shape, ("embed", axis, "head"), dtype=self.dtype)
     y = einsum("BTD,DNH->BTNH", x, w, self.dtype)
     if self.qkv_biased:
       bias = vector(self, f"{name}_bias", shape[1:], (axis, "head"))

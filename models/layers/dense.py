@@ -5,6 +5,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from models.weights import Weight
+from sharding.rules import gathered
 
 
 def weight(
@@ -13,10 +14,25 @@ def weight(
   shape: tuple[int, ...],
   axes: tuple[str, ...],
   std: float = 0.02,
+  *,
+  dtype: jnp.dtype | None = None,
 ) -> Weight:
-  """A matrix, normal(0, std) at the start: 0.02 as in GPT-2 and Llama."""
+  """A matrix, normal(0, std) at the start: 0.02 as in GPT-2 and Llama.
+
+  Args:
+    module: that it belongs to.
+    name: in the module.
+    shape: of the whole.
+    axes: logical names of the dimensions.
+    std: at the start.
+    dtype: of the computation, in which every shard of the batch gets it; None:
+      as it is kept.
+  """
   init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-  return module.param(name, init, shape, jnp.float32)
+  w = module.param(name, init, shape, jnp.float32)
+  if dtype is None or not isinstance(w, Array):
+    return w
+  return gathered(w.astype(dtype), *axes)
 
 
 def vector(

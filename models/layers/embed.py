@@ -33,5 +33,9 @@ def lookup(
   """
   if isinstance(table, Array):
     table = constrain(table, None, "lookup")
-  rows = take(table, ids, dtype)
+    ids = constrain(ids, "lookup_batch", "length")
+    rows = take(table, ids, dtype)
+    rows = constrain(rows, "lookup_batch", "length", "lookup")
+  else:
+    rows = take(table, ids, dtype)
   return constrain(rows, "batch", "stream", "act_embed")

@@ -36,7 +36,9 @@ class MLP(nn.Module):
     act = ACTIVATIONS[self.activation]
 
     def widen(name):
-      w = weight(self, name, (d_model, self.d_ff), ("embed", "mlp"))
+      w = weight(
+        self, name, (d_model, self.d_ff), ("embed", "mlp"), dtype=self.dtype
+      )
       y_BTF = einsum("BTD,DF->BTF", x, w, self.dtype)
       if self.biased:
         bias = vector(self, f"{name}_bias", (self.d_ff,), ("mlp",))
@@ -46,7 +48,12 @@ class MLP(nn.Module):
 
     h_BTF = act(widen("gate")) * widen("up") if self.gated else act(widen("up"))
     w = weight(
-      self, "down", (self.d_ff, d_model), ("mlp", "embed"), self.out_std
+      self,
+      "down",
+      (self.d_ff, d_model),
+      ("mlp", "embed"),
+      self.out_std,
+      dtype=self.dtype,
     )
     out = einsum("BTF,FD->BTD", h_BTF, w, self.dtype)
     out = constrain(out, "batch", "stream", "act_embed")

@@ -67,17 +67,23 @@ class Experts(nn.Module):
     deterministic: bool,
   ) -> Float[Array, "B T D"]:
     c, d_model = self.config, x.shape[-1]
-    router = weight(self, "router", (d_model, c.n_experts), ("embed", "router"))
+    # fp32: a choice between two near logits is a choice between two experts.
+    f32 = jnp.dtype("float32")
+    router = weight(
+      self,
+      "router",
+      (d_model, c.n_experts),
+      ("embed", "router"),
+      dtype=f32,
+    )
     wide = (c.n_experts, d_model, self.d_ff), ("experts", "expert_in", "mlp")
     back = (c.n_experts, self.d_ff, d_model), ("experts", "mlp", "expert_in")
     weights = {
-      "gate": weight(self, "gate", *wide),
-      "up": weight(self, "up", *wide),
-      "down": weight(self, "down", *back),
+      "gate": weight(self, "gate", *wide, dtype=self.dtype),
+      "up": weight(self, "up", *wide, dtype=self.dtype),
+      "down": weight(self, "down", *back, dtype=self.dtype),
     }
-    # fp32: a choice between two near logits is a choice between two experts.
-    x32, f32 = x.astype(jnp.float32), jnp.dtype("float32")
-    logits_BTE = einsum("BTD,DE->BTE", x32, router, f32)
+    logits_BTE = einsum("BTD,DE->BTE", x.astype(f32), router, f32)
     has_room = c.capacity_factor is None or deterministic
     send = _dropless if has_room else _with_capacity
 

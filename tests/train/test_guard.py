@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 from jax import numpy as jnp
 
+from benchmarks.faults import runs
 from data.batch import Batch
 from models import families
 from sharding import mesh, rules
@@ -317,7 +318,7 @@ def test_a_life_after_a_rollback_skips_the_same_data(
         def stop(*_):
           raise KeyboardInterrupt
 
-        patch.setattr(guard.Watch, "forget", _second(guard.Watch.forget, stop))
+        patch.setattr(guard.Watch, "begin", _third(guard.Watch.begin, stop))
         pretrain.main(config, workdir)
       assert (workdir / rollback.FILE).exists()
     pretrain.main(config, workdir)
@@ -327,11 +328,40 @@ def test_a_life_after_a_rollback_skips_the_same_data(
   assert ends[0] == ends[2]
 
 
-def _second(first, then):
-  """The method at its first call, another one from the second on."""
-  calls = iter([first])
+def _third(first, then):
+  """The method at its first two calls, another one from the third on."""
+  calls = iter([first, first])
 
-  def call(self):
-    return next(calls, then)(self)
+  def call(self, *arguments):
+    return next(calls, then)(self, *arguments)
 
   return call
+
+
+def test_bad_steps_in_a_row_are_counted_across_lives(
+  page, tmp_path, monkeypatch
+):
+  """Killed amid bad steps, the run goes back where one that was not does."""
+  _fail(monkeypatch, {5, 6, 7}, _nan_weights)  # steps 6, 7, 8
+  config = page(
+    train={"steps": 10},
+    checkpoint={"every_steps": 2},
+    guard={"max_bad_in_row": 3},
+  )
+  whole, killed = (epath.Path(tmp_path) / name for name in ("whole", "killed"))
+  pretrain.main(config, whole)
+  add = guard.Watch.add
+
+  def stop(self, step, *rest):
+    if step == 7:
+      raise KeyboardInterrupt
+    add(self, step, *rest)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(guard.Watch, "add", stop)
+    pretrain.main(config, killed)
+  assert not (killed / rollback.FILE).exists()
+  pretrain.main(config, killed)
+  for name in (rollback.FILE, "checkpoints/10/data/0.json"):
+    assert (whole / name).read_text() == (killed / name).read_text()
+  assert runs.digest(whole) == runs.digest(killed)

@@ -98,7 +98,7 @@ def test_every_mesh_gives_the_update_of_one_device(
   there, metrics, _ = _run(tiny, ragged_batch, layout)
   here, expected, _ = alone
   # Loss, and the norm that the clipping divides by: global, not per shard.
-  for name in ("loss", "grad_norm", "update_norm"):
+  for name in ("loss", "grad_norm"):
     np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
   chex.assert_trees_all_close(
     jax.device_get(there.params),
@@ -184,7 +184,7 @@ def test_every_mesh_gives_the_update_of_one_device_to_experts(
   there, metrics, compiled = _run(
     model, ragged_batch, layout, layouts=EXPERT_LAYOUTS
   )
-  for name in ("loss", "grad_norm", "update_norm", "balance", "dropped"):
+  for name in ("loss", "grad_norm", "balance", "dropped"):
     np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
   assert (expected["dropped"] > 0) == (model.experts.capacity_factor == 1.25)
   chex.assert_trees_all_close(
@@ -195,7 +195,7 @@ def test_every_mesh_gives_the_update_of_one_device_to_experts(
   )
   # Tokens travel, experts do not: two exchanges forward, and two back.
   lines = compiled.as_text().splitlines()
-  travel = [x for x in lines if " all-to-all(" in x and "/mlp/mlp" in x]
+  travel = [x for x in lines if " all-to-all(" in x and "/mlp/" in x]
   gathered = [x for x in lines if " all-gather(" in x and "/mlp/mlp" in x]
   if layout.startswith("expert") and model.experts.capacity_factor:
     assert len(travel) == 4 and not gathered

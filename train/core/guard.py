@@ -187,12 +187,16 @@ class Watch:
       for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     self._folder, self._say = workdir / "bad", say
-    self.forget()
+    self.begin(0)
 
-  def forget(self) -> None:
-    """Begins anew, after the run went back."""
+  def begin(self, n_in_row: int) -> None:
+    """Begins a life, or anew after the run went back.
+
+    Args:
+      n_in_row: the last steps before, that were bad.
+    """
     self._unread: tuple | None = None
-    self.n_in_row = 0
+    self.n_in_row = n_in_row
     self.why = ""  # the last bad step was bad
     self._is_damaged = False  # the parameters: no other batch can mend them
 

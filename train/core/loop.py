@@ -149,12 +149,14 @@ def run(
   pending: list[Metrics] = []
   numbers: dict[str, float] = {}
   pace = _Pace(ledger, meter)
+  watch.begin(loop_state["n_bad_in_row"])
   is_starved = False
 
   def is_due(every: int) -> bool:
     return bool(every) and n_done % every == 0
 
   def save():
+    loop_state["n_bad_in_row"] = watch.n_in_row  # later lives count on
     with ledger.spend("checkpoint"):
       progress = Progress(batches.state(), loop_state)
       checkpoints.save(state, progress, numbers)
@@ -209,7 +211,7 @@ def run(
       state, loop_state = go_back(came, loop_state, watch.why)
       n_done = saved = int(state.step)
       ledger.lose(came - n_done - n_bad)  # the bad ones are lost already
-      watch.forget()
+      watch.begin(loop_state["n_bad_in_row"])
       tracker.rewind(n_done)
       pending = []
       pace.lap(1)

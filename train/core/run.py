@@ -197,6 +197,7 @@ class _Source:
     loop_state = {
       "stopping": stopping.start(),
       "n_batches": 0,
+      "n_bad_in_row": 0,
       "n_gone_back": 0,
     }
     if progress:
@@ -237,6 +238,7 @@ class _Source:
     loop_state = {
       **(progress.loop if progress else {"stopping": stopping.start()}),
       "n_batches": loop_state["n_batches"],
+      "n_bad_in_row": 0,
       "n_gone_back": n + 1,
     }
     rollback.record(workdir, came, int(first.step), loop_state, why)

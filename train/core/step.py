@@ -86,7 +86,6 @@ def make(
       opt_state,
       state.guard,
     )
-    metrics["update_norm"] = (optax.tree.norm(updates), jnp.ones(()))
     metrics |= precision.metrics(opt_state)
     return _judged(judge, state, new, loss, grads, batch, metrics)
 

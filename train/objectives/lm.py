@@ -62,7 +62,7 @@ def make(config: Config, model: families.Config):
       config,
       jnp.dtype(model.dtype),
       hidden_BTD,
-      families.head(params),
+      families.whole_head(model, params),
       batch.targets,
       batch.weights,
     )
@@ -137,10 +137,12 @@ def _forward(config, dtype, hidden, head, targets, weights):
       grad_head = jax.tree.map(jnp.add, grad_head, grad)
       return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
 
-    start = _zeros(rows), jax.tree.map(jnp.zeros_like, head)
+    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), head)
+    start = _zeros(rows), zeros
     (sums, grad_head), grad_hidden = jax.lax.scan(
       add, start, _chunks(config, *rows)
     )
+    grad_head = jax.tree.map(lambda g, w: g.astype(w.dtype), grad_head, head)
     n_rows, length, width = rows[0].shape
     grad_hidden = jnp.moveaxis(grad_hidden, 0, 1).reshape(n_rows, -1, width)
     stacked = jax.tree.map(lambda x: x[None], (sums, grad_head))
@@ -148,7 +150,12 @@ def _forward(config, dtype, hidden, head, targets, weights):
 
   rows = hidden, targets, weights
   grad_hidden, stacked = _over_shards(on_shard, rows, head)
-  sums, grad_head = jax.tree.map(lambda x: x.sum(0), stacked)
+  sums, grad_head = stacked
+  sums = {name: x.sum(0) for name, x in sums.items()}
+  if isinstance(head, Array):
+    grad_head = rules.added_up(grad_head, "vocab", "embed")
+  else:
+    grad_head = jax.tree.map(lambda x: x.sum(0), grad_head)
   return (sums.pop("objective"), sums), (grad_hidden, grad_head)
 
 
