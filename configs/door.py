@@ -88,11 +88,22 @@ class Config:
 
 
 def run(
-  main: Callable[[Config, epath.Path], int | None], sections: fields.Sections
+  main: Callable[[Config, epath.Path | None], int | None],
+  sections: fields.Sections,
+  *,
+  needs_workdir: bool = True,
 ) -> NoReturn:
-  """Runs an entrypoint: reads flags and page, calls main, exits."""
+  """Runs an entrypoint: reads flags and page, calls main, exits.
+
+  Args:
+    main: takes the config and the workdir, returns the exit code.
+    sections: that it reads.
+    needs_workdir: False where a config is enough; main's is None then.
+  """
 
   def start(overrides: list[str]) -> int | None:
+    if _CONFIG.value and not needs_workdir and not _WORKDIR.value:
+      return main(build(read(_CONFIG.value), sections, overrides), None)
     if not _WORKDIR.value:
       raise ValueError("--workdir=DIR is missing; --help lists every flag.")
     workdir = epath.Path(_WORKDIR.value)

@@ -130,6 +130,17 @@ def make(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def abstract(config: Config, n_devices: int) -> AbstractMesh:
+  """The mesh of so many devices, which need not be here.
+
+  Raises:
+    ValueError: as `resolve`.
+  """
+  sizes = resolve(config, n_devices)
+  kinds = (AxisType.Auto,) * len(sizes)
+  return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
 def describe(mesh: Mesh | AbstractMesh) -> str:
   """The axes larger than one, as `data=2 x tensor=4`."""
   return _text(dict(mesh.shape))

@@ -5,8 +5,7 @@ its parameters name; it holds for every entrypoint that has them all.
 """
 
 import inspect
-
-from jax.sharding import AbstractMesh, AxisType
+import math
 
 from configs import door
 from models import families
@@ -37,13 +36,9 @@ def check(config: door.Config, n_devices: int | None = None) -> None:
 
 
 def _layout(config: meshes.Config, n_devices: int | None) -> rules.Layout:
-  if n_devices is None:
-    sizes = {axis: max(size, 1) for axis, size in config.sizes().items()}
-  else:
-    sizes = meshes.resolve(config, n_devices)
-  kinds = (AxisType.Auto,) * len(sizes)
-  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-  return rules.make(mesh, *config.settings)
+  if n_devices is None:  # an axis of -1 takes no more than one
+    n_devices = math.prod(max(size, 1) for size in config.sizes().values())
+  return rules.make(meshes.abstract(config, n_devices), *config.settings)
 
 
 def _length(model, batch):

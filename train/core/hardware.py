@@ -12,7 +12,7 @@ _PEAK = {
   "TPU v5": 459e12,
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
-  "TPU7x": 2307e12,
+  "TPU7x": 1153.5e12,  # a chip is two devices
   "NVIDIA A100": 312e12,
   "NVIDIA H100": 989e12,
   "NVIDIA H200": 989e12,

@@ -156,7 +156,9 @@ def _forward(config, dtype, hidden, head, targets, weights):
     grad_head = rules.added_up(grad_head, "vocab", "embed")
   else:
     grad_head = jax.tree.map(lambda x: x.sum(0), grad_head)
-  return (sums.pop("objective"), sums), (grad_hidden, grad_head)
+  # First the head's sum over devices, whose parts then make room for the layers.
+  saved = jax.lax.optimization_barrier((grad_hidden, grad_head))
+  return (sums.pop("objective"), sums), saved
 
 
 def _backward(config, dtype, saved, cotangents):

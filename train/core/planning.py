@@ -1,0 +1,319 @@
+"""What a step takes of a device: measured by its compiler, or estimated.
+
+The estimate adds up what is known without compiling: the state and gradients by
+their shardings, what the layers save for the backward pass by the policy, and
+the larger of two workspaces, that of the head and that of one layer's backward
+pass.
+
+Seconds are those of the busiest resource, for all of them work side by side:
+the core (the compiler's cycles over the clock, and Pallas kernels at half of
+the peak), the links between chips (two of them, both ways of a ring), and the
+network between slices.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from configs import door
+from models import families, flops
+from sharding import hlo, report, rules
+from sharding import mesh as meshes
+from sharding.rules import Layout
+from sharding.topology import DCN_RATE, Chip, Topology
+from train.core import loop, run, setup, state, step
+
+KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
+# Forward passes that a backward pass of splash is worth: five products for two.
+_BACKWARD = 2.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """Of one device and one step; None where only a compiler knows.
+
+  Attributes:
+    peak_bytes: at the fullest moment.
+    limit_bytes: that a program may have.
+    argument_bytes: the state, the batch.
+    temporary_bytes: all else, with gradients and activations.
+    host_bytes: in the memory of the host.
+    classes: name -> bytes; they add up to the peak.
+    model_flops: that the model needs.
+    kernel_flops: of Pallas kernels.
+    program: all else that is computed, with what remat repeats, and what travels.
+    step_seconds: of the busiest resource.
+    mfu: model_flops over what the device could do in that time.
+    bound: MXU, HBM, ICI or DCN: the busiest.
+    seconds: name of a resource -> its seconds.
+    compile_seconds: None: estimated.
+  """
+
+  peak_bytes: float
+  limit_bytes: float
+  argument_bytes: float
+  temporary_bytes: float
+  host_bytes: float
+  classes: dict[str, float]
+  model_flops: float
+  kernel_flops: float | None
+  program: hlo.Program | None
+  step_seconds: float | None
+  mfu: float | None
+  bound: str | None
+  seconds: dict[str, float]
+  compile_seconds: float | None
+
+  @property
+  def fits(self) -> bool:
+    """Whether the device has the memory."""
+    return self.peak_bytes <= self.limit_bytes
+
+  @property
+  def hardware_flops(self) -> float | None:
+    """All that are computed."""
+    return self.program and self.program.flops + self.kernel_flops
+
+
+def measure(
+  config: door.Config, topology: Topology, objective: step.Objective
+) -> Plan:
+  """Compiles the step that `train.pretrain` would run there.
+
+  A step that does not fit is told by the compiler with its bytes; classes are
+  then those of the estimate.
+  """
+  layout = _layout(config, meshes.make(config.mesh, topology.devices()))
+  known = estimate(config, topology, objective)
+  optimizer, update = run.make_step(config, config.model, layout, objective)
+  start = state.abstract(config.model, optimizer, layout)
+  batch = setup.abstract_batch(config.batch, layout)
+  began = time.perf_counter()
+  try:
+    compiled, seconds = loop.compile_step(update, start, batch, layout)
+  except jax.errors.JaxRuntimeError as error:
+    used = _bytes_told(str(error))
+    if used is None:
+      raise
+    return dataclasses.replace(
+      known,
+      peak_bytes=used,
+      temporary_bytes=used - known.argument_bytes,
+      classes=_fill(known.classes, used),
+      compile_seconds=time.perf_counter() - began,
+    )
+  memory = compiled.memory_analysis()
+  program = hlo.read(compiled.as_text(), layout.mesh)
+  kernel_flops = _kernel_flops(config, layout, program.kernels)
+  times = _seconds(program, kernel_flops, topology)
+  busiest = max(times, key=times.__getitem__)
+  return dataclasses.replace(
+    known,
+    peak_bytes=memory.peak_memory_in_bytes,
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=(
+      memory.peak_memory_in_bytes - memory.argument_size_in_bytes
+    ),
+    host_bytes=memory.host_temp_size_in_bytes
+    + memory.host_argument_size_in_bytes,
+    classes=_fill(known.classes, memory.peak_memory_in_bytes),
+    kernel_flops=kernel_flops,
+    program=program,
+    step_seconds=times[busiest],
+    mfu=known.model_flops / (times[busiest] * topology.chip.flops),
+    bound=_bound(busiest, program.flops, times[busiest], topology.chip),
+    seconds=times,
+    compile_seconds=seconds,
+  )
+
+
+def estimate(
+  config: door.Config, topology: Topology, objective: step.Objective
+) -> Plan:
+  """The same without compiling; only a bound of the seconds."""
+  layout = _layout(config, meshes.abstract(config.mesh, topology.n_devices))
+  state_bytes = _state_bytes(config, layout, objective)
+  work = _workspaces(config, layout)
+  saved = _saved_bytes(config, layout)
+  grads = state_bytes["gradients"]
+  classes = {
+    **state_bytes,
+    "activations": saved,
+    "temporaries": max(work["head"] - grads, work["layer"], 0.0),
+  }
+  arguments = classes["parameters"] + classes["optimizer"]
+  peak = sum(classes.values())
+  n_tokens = config.batch.size * config.batch.length / topology.n_devices
+  needed = n_tokens * flops.train_per_token(config.model, config.batch.length)
+  done = needed * (4 / 3 if config.model.remat == "full" else 1)
+  seconds = done / topology.chip.flops
+  return Plan(
+    peak_bytes=peak,
+    limit_bytes=topology.chip.hbm_bytes,
+    argument_bytes=arguments,
+    temporary_bytes=peak - arguments,
+    host_bytes=0.0,
+    classes=classes,
+    model_flops=needed,
+    kernel_flops=None,
+    program=None,
+    step_seconds=None,
+    mfu=None,
+    bound=None,
+    seconds={"core, at least": seconds},
+    compile_seconds=None,
+  )
+
+
+def _layout(config: door.Config, mesh: rules.AnyMesh) -> Layout:
+  return rules.make(mesh, *config.mesh.settings)
+
+
+def _bytes_told(message: str) -> float | None:
+  """What the compiler says it needs; None where it is another error."""
+  told = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
+  if told is None:
+    return None
+  return float(told.group(1)) * 2.0 ** (10 * (1 + "KMGT".index(told.group(2))))
+
+
+def _fill(classes: dict[str, float], peak: float) -> dict[str, float]:
+  """What is not of a known class is a temporary."""
+  known = {n: b for n, b in classes.items() if n != "temporaries"}
+  return {**known, "temporaries": max(peak - sum(known.values()), 0.0)}
+
+
+def _state_bytes(
+  config: door.Config, layout: Layout, objective: step.Objective
+) -> dict[str, float]:
+  model = config.model
+  optimizer, _ = run.make_step(config, model, layout, objective)
+  kept = state.abstract(model, optimizer, layout)
+
+  def total(tree: Any) -> float:
+    return float(sum(report.bytes_per_device(x) for x in jax.tree.leaves(tree)))
+
+  places = layout.shardings(
+    families.axes(model), families.abstract(model), "grads"
+  )
+  grads = total(
+    jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      families.abstract(model),
+      places,
+    )
+  )
+  # The sum over micro-batches, and what the next one adds to it.
+  n_copies = 2 if config.train.n_micro > 1 else 1
+  return {
+    "parameters": total(kept.params),
+    "optimizer": total(kept.opt_state) + total(kept.guard),
+    "gradients": n_copies * grads,
+  }
+
+
+def _sizes(config: door.Config, layout: Layout) -> tuple[float, float, int]:
+  """Rows and tokens of a micro-batch on a device; parts of heads and ffn."""
+  table, shape = layout.rules.activations, layout.mesh.shape
+  rows = config.batch.size / layout.n_batch_shards / config.train.n_micro
+  n_length = math.prod(shape[a] for a in table["length"])
+  n_heads = math.prod(shape[a] for a in table["act_heads"])
+  return rows, rows * config.batch.length / n_length, n_heads
+
+
+def _itemsize(config: door.Config) -> int:
+  return jax.numpy.dtype(config.model.dtype).itemsize
+
+
+def _saved_bytes(config: door.Config, layout: Layout) -> float:
+  """What the layers keep for the backward pass, by the policy."""
+  model = config.model
+  _, n_tokens, n_parts = _sizes(config, layout)
+  heads = (model.n_heads + 2 * model.n_kv_heads) * model.d_head / n_parts
+  attended = model.n_heads * model.d_head / n_parts
+  wide = (2 if getattr(model, "gated", True) else 1) * model.d_ff / n_parts
+  width = model.d_model
+  per_token = width + {
+    "none": 2 * heads + attended + 3 * wide + 6 * width,
+    "full": 0.0,
+    "minimal": heads + wide + 2 * width,
+    "save_qkv": heads,
+    "save_attended": attended,
+    "save_widened": wide,
+  }.get(model.remat, 0.0)
+  return model.n_layers * n_tokens * per_token * _itemsize(config)
+
+
+def _workspaces(config: door.Config, layout: Layout) -> dict[str, float]:
+  """Bytes at the head, and in the backward pass of a layer."""
+  model, size = config.model, _itemsize(config)
+  rows, n_tokens, n_parts = _sizes(config, layout)
+  axes = families.axes(model)
+  leaves = list(
+    zip(
+      jax.tree.leaves(families.abstract(model)),
+      jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)),
+      strict=True,
+    )
+  )
+  split = layout.shardings(axes, families.abstract(model), "params")
+  per_layer = sum(
+    math.prod(x.shape) / model.n_layers for x, n in leaves if "layers" in n
+  )
+  # The stacked weights in the type of the computation, made before the scan.
+  copies = sum(
+    math.prod(s.shard_shape(x.shape)) * size
+    for (x, names), s in zip(leaves, jax.tree.leaves(split), strict=True)
+    if "layers" in names and size < x.dtype.itemsize
+  )
+  vocab = model.vocab_size / n_parts
+  chunk = min(config.objective.chunk_tokens, config.batch.length)
+  n_chunks = -(-config.batch.length // chunk)
+  head = vocab * model.d_model * (2 * size + (4 if n_chunks > 1 else 0))
+  head += rows * chunk * vocab * (4 + size)
+  wide = model.d_ff / n_parts
+  layer = 2 * per_layer * size / n_parts  # gathered: this one and the next
+  layer += n_tokens * size * (6 * wide + 8 * model.d_model)
+  return {"head": copies + head, "layer": copies + layer}
+
+
+def _kernel_flops(
+  config: door.Config, layout: Layout, kernels: dict[str, int]
+) -> float:
+  """Of the attention kernels, whose FLOPs no compiler tells."""
+  model, length = config.model, config.batch.length
+  matmuls = 2 * flops.n_matmul_params(model)
+  of_attention = flops.forward_per_token(model, length) - matmuls
+  _, n_tokens, n_parts = _sizes(config, layout)
+  one = of_attention * n_tokens / model.n_layers / n_parts
+  return sum(
+    n * one * (_BACKWARD if "dkv" in name or "dq" in name else 1.0)
+    for name, n in kernels.items()
+    if "splash" in name
+  )
+
+
+def _seconds(
+  program: hlo.Program, kernel_flops: float, topology: Topology
+) -> dict[str, float]:
+  chip = topology.chip
+  core = program.cycles / chip.hertz
+  core += kernel_flops / (KERNEL_SHARE * chip.flops)
+  is_far = lambda c: topology.n_slices > 1 and "replica" in c.axes  # noqa: E731
+  near = sum(c.wire_bytes for c in program.collectives if not is_far(c))
+  far = sum(c.wire_bytes for c in program.collectives if is_far(c))
+  return {
+    "core": core,
+    "ICI": near / (2 * chip.ici_rate),
+    "DCN": far / DCN_RATE,
+  }
+
+
+def _bound(busiest: str, hardware: float, seconds: float, chip: Chip) -> str:
+  if busiest != "core":
+    return busiest
+  return "MXU" if hardware / chip.flops > seconds / 2 else "HBM"
