@@ -168,7 +168,7 @@ def test_a_zigzag_gives_every_shard_as_much_to_see():
 @pytest.mark.parametrize(
   ("settings", "length", "n_kv_heads", "said"),
   [
-    ((), 66, 4, "length=66 is not divisible by context=4 .*multiple of 4"),
+    ((), 66, 4, "length=66 is not divisible by context=4, .*multiple of 4"),
     (("auto", "ring", "zigzag"), 68, 4, "not divisible by 8, the pieces"),
     (("auto", "ulysses"), 64, 2, "2 kv heads do not divide over 4 .*'ring'"),
   ],
