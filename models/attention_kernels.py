@@ -219,17 +219,19 @@ def _kernel(
   one = splash_mask.CausalMask(shape)
   if window is not None:
     one = splash_mask.LocalMask(shape, (window - 1, 0), 0)
-  block = min(512, length // n_shards)
-  while length // n_shards % block:
-    block -= _LANES
+  block = _divisor(length // n_shards, 512)
+  # The backward kernel leaves a gradient of the queries for each block of keys,
+  # which are then added up: few of them, as far as its memory goes.
+  wide = _divisor(length, 2048)
   sizes = splash_kernel.BlockSizes(
     **{
       name: block
       for name in (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv",
-        "block_kv_dkv", "block_kv_dkv_compute",
+        "block_kv_dkv_compute",
       )
     },
+    block_kv_dkv=wide if wide % block == 0 else block,
     use_fused_bwd_kernel=True,
   )  # fmt: skip
   kernel = splash_kernel.make_splash_mqa(
@@ -240,6 +242,14 @@ def _kernel(
     interpret=interpret,
   )
   return kernel if n_shards == 1 else _of_shard(kernel)
+
+
+def _divisor(length: int, most: int) -> int:
+  """The largest block of whole lanes, up to a size, that divides a length."""
+  block = min(most, length)
+  while length % block:
+    block -= _LANES
+  return block
 
 
 def _of_shard(kernel: splash_kernel.SplashAttentionKernel):
