@@ -8,10 +8,12 @@
 
 The layout names one. "auto" is splash on TPUs where it can run, and else the
 reference; `choose` says which. One that is asked for by name and cannot run is
-an error.
+an error. Where rows are split over `context`, the kernel runs within what
+models/context_attention.py says, and "auto" never takes the reference.
 """
 
 import dataclasses
+import functools
 
 import jax
 from jax import numpy as jnp
@@ -21,12 +23,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as splash_mask,
 )
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from models import context_attention
 from models.layers.mask import Mask
 from models.layers.reference import attend
-from sharding import rules
+from sharding import context, rules
 
 CHUNK = 256  # queries whose logits are held at once
 _LANES = 128  # splash works on blocks of so many tokens
@@ -47,7 +49,8 @@ def choose(*, length: int, d_head: int) -> str:
   if kernel == "auto":
     # The shape first: no device is started to lay out a model's parameters.
     fits = _misfit(length, d_head) is None and rules.platform() == "tpu"
-    return "splash" if fits else "reference"
+    plain = "reference" if context.size(layout) == 1 else "chunked"
+    return "splash" if fits else plain
   if kernel == "splash" and (problem := _problem_of_splash(length, d_head)):
     raise ValueError(
       f"mesh.attention='splash' cannot run: {problem}. Give 'chunked', "
@@ -64,8 +67,15 @@ def _problem_of_splash(length: int, d_head: int) -> str | None:
 
 
 def _misfit(length: int, d_head: int) -> str | None:
-  if length % _LANES:
-    return f"length={length} is no multiple of {_LANES}"
+  layout = rules.current()
+  n_parts = context.size(layout)
+  if n_parts > 1 and layout.exchange == "ring":
+    return "mesh.context_exchange='ring' has a kernel of its own"
+  if n_parts > 1 and layout.order == "zigzag":
+    return "it reads the columns of a row in order, not in zigzag"
+  if length % (n_parts * _LANES):
+    share = f", split over {n_parts}," if n_parts > 1 else ""
+    return f"length={length}{share} is no multiple of {_LANES}"
   if d_head % 64:
     return f"d_head={d_head} is no multiple of 64"
   return None
@@ -86,12 +96,19 @@ def run(
     mask: who may see whom.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
-  chosen = choose(length=length, d_head=d_head)
+  chosen, layout = choose(length=length, d_head=d_head), rules.current()
   if chosen == "splash":
     return splash(q_BTNH, k_BSKH, v_BSKH, mask)
-  if chosen == "chunked":
-    return chunked(q_BTNH, k_BSKH, v_BSKH, mask)
-  return attend(q_BTNH, k_BSKH, v_BSKH, mask)
+  kernel = {"chunked": chunked, "reference": attend}[chosen]
+  if context.size(layout) == 1:
+    return kernel(q_BTNH, k_BSKH, v_BSKH, mask)
+  context.check(layout, length=length, n_kv_heads=k_BSKH.shape[2])
+  if layout.exchange == "ring":
+    block = context_attention.BLOCK if chosen == "chunked" else None
+    kernel = functools.partial(context_attention.ring, block)
+  else:
+    kernel = context_attention.AROUND[layout.exchange](kernel)
+  return context.on_shards(kernel, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
 def chunked(
@@ -163,44 +180,46 @@ def splash(
     interpret: runs anywhere, slowly: for tests.
   """
 
-  def on_shard(q, k, v, segments):
-    n_groups = q.shape[2] // k.shape[2]
-    kernel = _kernel(q.shape[1], n_groups, mask.window, interpret)
-    q_BKGTH = (
-      (q * q.shape[3] ** -0.5)
-      .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
-      .transpose(0, 2, 3, 1, 4)
-    )
-    k_BKSH, v_BKSH = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    # Over rows, then over kv heads: a kernel serves the queries of one.
-    by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out_BKGTH = jax.vmap(by_head)(
-      q_BKGTH, k_BKSH, v_BKSH, splash_kernel.SegmentIds(segments, segments)
-    )
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q.shape)
-
+  local = functools.partial(_splash_on_shard, interpret)
   layout = rules.current()
-  if layout is None:
-    return on_shard(q_BTNH, k_BSKH, v_BSKH, mask.q_segments)
-  table = layout.rules.activations
-  rows, heads = table["batch"], table["act_heads"]
-  wide, narrow = P(rows, None, heads), P(rows, None, table["act_kv_heads"])
-  return jax.shard_map(
-    on_shard,
-    mesh=layout.mesh,
-    in_specs=(wide, narrow, narrow, P(rows)),
-    out_specs=wide,
-    check_vma=False,  # the kernel does not say what its outputs vary over
-  )(q_BTNH, k_BSKH, v_BSKH, mask.q_segments)
+  if context.size(layout) > 1:
+    local = context_attention.AROUND[layout.exchange](local)
+  return context.on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
-def _kernel(length: int, n_groups: int, window: int | None, interpret: bool):
-  """The kernel of one kv head."""
+def _splash_on_shard(interpret, q, k, v, mask):
+  n_groups, n_shards = q.shape[2] // k.shape[2], k.shape[1] // q.shape[1]
+  kernel = _kernel(k.shape[1], n_shards, n_groups, mask.window, interpret)
+  q_BKGTH = (
+    (q * q.shape[3] ** -0.5)
+    .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
+    .transpose(0, 2, 3, 1, 4)
+  )
+  k_BKSH, v_BKSH = k.swapaxes(1, 2), v.swapaxes(1, 2)
+  # Over rows, then over kv heads: a kernel serves the queries of one.
+  by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+  out_BKGTH = jax.vmap(by_head)(
+    q_BKGTH,
+    k_BKSH,
+    v_BKSH,
+    splash_kernel.SegmentIds(mask.q_segments, mask.kv_segments),
+  )
+  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _kernel(
+  length: int,
+  n_shards: int,
+  n_groups: int,
+  window: int | None,
+  interpret: bool,
+):
+  """The kernel of one kv head; its queries may be one of many shards' own."""
   shape = (length, length)
   one = splash_mask.CausalMask(shape)
   if window is not None:
     one = splash_mask.LocalMask(shape, (window - 1, 0), 0)
-  block = _divisor(length, 512)
+  block = _divisor(length // n_shards, 512)
   # The backward kernel leaves a gradient of the queries for each block of keys,
   # which are then added up: few of them, as far as its memory goes.
   wide = _divisor(length, 2048)
@@ -215,11 +234,14 @@ def _kernel(length: int, n_groups: int, window: int | None, interpret: bool):
     block_kv_dkv=wide if wide % block == 0 else block,
     use_fused_bwd_kernel=True,
   )  # fmt: skip
-  return splash_kernel.make_splash_mqa_single_device(
+  kernel = splash_kernel.make_splash_mqa(
     splash_mask.MultiHeadMask([one] * n_groups),
     block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=n_shards,
     interpret=interpret,
   )
+  return kernel if n_shards == 1 else _of_shard(kernel)
 
 
 def _divisor(length: int, most: int) -> int:
@@ -228,3 +250,21 @@ def _divisor(length: int, most: int) -> int:
   while length % block:
     block -= _LANES
   return block
+
+
+def _of_shard(kernel: splash_kernel.SplashAttentionKernel):
+  """What the kernel knows of the queries of this shard."""
+
+  def own(x, dim):
+    return context.own(x, dim) if x is not None else None
+
+  def part(info):
+    return info and info._replace(
+      data_next=own(info.data_next, 1),
+      mask_next=own(info.mask_next, 1),
+      block_mask=own(info.block_mask, 1),
+      q_sequence=own(info.q_sequence, 0),
+    )
+
+  infos, kwargs = kernel.tree_flatten()
+  return splash_kernel.SplashAttentionKernel(*map(part, infos), **kwargs)

@@ -1,10 +1,11 @@
 """Experts split over the mesh axis `expert`: tokens go to where they lie.
 
-Every shard of the batch routes its own rows. With a capacity, its buckets then
-go to the shards that hold their experts and come back: two all-to-alls. Without
-one, nobody knows how much goes where: the shards of a group gather each other's
-rows, each computes its experts' part, and the parts are added up where the rows
-belong.
+Every shard routes its own tokens. With a capacity, its buckets then go to the
+shards that hold their experts and come back: two all-to-alls. Without one,
+nobody knows how much goes where: the shards of a group gather each other's rows,
+each computes its experts' part, and the parts are added up where the rows
+belong. Where rows are split over `context`, every part of a row counts as a row:
+it has a room of its own in each expert.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ class Group:
   """The shards that hold all experts together; one alone holds them all."""
 
   size: int = 1
-  batch: tuple[str, ...] = ()  # mesh axes that the rows are split over
+  tokens: tuple[str, ...] = ()  # mesh axes that share the tokens
 
   def first(self, n_here: int) -> Array | int:
     """The number of this shard's first expert, of n_here."""
@@ -59,7 +60,7 @@ class Group:
 
   def total(self, x: Any) -> Any:
     """The sum over all shards of the batch."""
-    return jax.lax.psum(x, self.batch) if self.batch else x
+    return jax.lax.psum(x, self.tokens) if self.tokens else x
 
 
 def on_shards(
@@ -68,20 +69,20 @@ def on_shards(
   """Runs function(group, rows, weights) -> (rows, totals) on every shard.
 
   Args:
-    function: sees the rows of its shard and the experts that lie there; its
-      totals come from `Group.total`.
-    rows: arrays [B, ...], split over the batch by the layout.
+    function: sees the rows of its shard, or its part of them, and the experts
+      that lie there; its totals come from `Group.total`.
+    rows: arrays [B, T, ...].
     weights: a tree of arrays [E, ...].
   """
   layout = rules.current()
   if layout is None:
     return function(Group(), rows, weights)
-  batch = layout.rules.activations["batch"]
-  size = layout.mesh.shape[AXIS] if AXIS in batch else 1
+  axes = layout.token_axes
+  size = layout.mesh.shape[AXIS] if AXIS in axes else 1
   return rules.on_rows(
-    functools.partial(function, Group(size, batch)),
+    functools.partial(function, Group(size, axes)),
     rows,
     weights,
     split=(AXIS,) if size > 1 else (),
-    out_specs=(P(batch), P()),
+    out_specs=(layout.rows, P()),
   )

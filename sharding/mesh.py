@@ -34,6 +34,10 @@ class Config:
   rules: str = "fsdp_tensor"  # a table of sharding/rules.py
   # The kernel of the devices: see models/attention_kernels.py.
   attention: Literal["auto", "reference", "chunked", "splash"] = "auto"
+  # How queries meet the keys of other shards: see sharding/context.py.
+  context_exchange: Literal["ring", "gather", "ulysses"] = "ring"
+  # Zigzag: causal rows give every shard as much to do.
+  context_order: Literal["contiguous", "zigzag"] = "contiguous"
 
   def __post_init__(self):
     sizes = self.sizes()
@@ -43,10 +47,30 @@ class Config:
           f"{axis}={size} is no size of a mesh axis: give a positive number, "
           "or -1 for all devices that are left."
         )
+    for name, default in (
+      ("context_exchange", "ring"),
+      ("context_order", "contiguous"),
+    ):
+      value = getattr(self, name)
+      if self.context == 1 and value != default:
+        raise ValueError(
+          f"{name}={value!r} says nothing at context=1, where no row is split: "
+          f"leave it {default!r}, or raise context."
+        )
     if sum(size == -1 for size in sizes.values()) > 1:
       raise ValueError(
         f"more than one axis is -1 ({sizes}): only one can take what is left."
       )
+
+  @property
+  def settings(self) -> tuple[str, ...]:
+    """What `rules.make` takes beside the mesh."""
+    return (
+      self.rules,
+      self.attention,
+      self.context_exchange,
+      self.context_order,
+    )
 
   def sizes(self) -> dict[str, int]:
     """Axis name -> size, in the order of the mesh."""

@@ -4,7 +4,8 @@ Every weight and every activation names its dimensions ("embed", "heads", ...);
 a table says over which mesh axes each name is split. Parameters, gradients and
 optimizer state may be split differently: that is all that ZeRO is.
 
-ZeRO: arXiv 1910.02054.  Tensor parallelism: arXiv 1909.08053.
+ZeRO: arXiv 1910.02054.  Tensor parallelism: arXiv 1909.08053.  Sequence
+parallelism: 2205.05198.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ _WHOLE: Table = {
 }
 _ACTIVATIONS: Table = {
   "batch": ("replica", "data", "fsdp"),
-  "length": (),
+  "length": ("context",),
+  "stream": ("context",),  # the length, between layers and in norms
   "act_embed": (),
   "act_heads": (),
   "act_kv_heads": (),
@@ -51,13 +53,17 @@ _ACTIVATIONS: Table = {
   "lookup": (),
   "lookup_batch": ("replica", "data", "fsdp"),
 }
-_FSDP: Table = {**_WHOLE, "embed": ("fsdp",), "expert_in": ("fsdp",)}
+# Shards of a row share the work on it, so they share the states too.
+_FSDP: Table = {
+  **_WHOLE,
+  "embed": ("fsdp", "context"),
+  "expert_in": ("fsdp", "context"),
+}
 # Rows are split over `expert` too: see sharding/expert.py.
 _EXPERT: Table = {
-  **_WHOLE,
-  "embed": ("fsdp", "expert"),
+  **_FSDP,
+  "embed": ("fsdp", "expert", "context"),
   "experts": ("expert",),
-  "expert_in": ("fsdp",),
 }
 _EXPERT_ROWS: Table = {"batch": ("replica", "data", "fsdp", "expert")}
 # The table stays as it lies and the ids travel: tokens of a device are fewer
@@ -72,6 +78,9 @@ _TENSOR_SPLIT: Table = {
 }
 _TENSOR_ACTIVATIONS: Table = {
   **_ACTIVATIONS,
+  # What heads and ffn add up over tensor is scattered along the length, and
+  # gathered before the next ones: as much on the wire, a part of the memory.
+  "stream": ("context", "tensor"),
   "act_heads": ("tensor",),
   "act_kv_heads": ("tensor",),
   "act_mlp": ("tensor",),
@@ -146,11 +155,16 @@ def spec(
     if size % n_shards:
       raise ValueError(
         f"{name!r} of size {size} in {names} {shape} is not divisible by "
-        f"{' x '.join(f'{a}={mesh.shape[a]}' for a in axes)}: change the mesh "
-        "or the size, or choose a table that leaves this dimension whole."
+        f"{product(axes, mesh)}: change the mesh or the size, or choose a table "
+        "that leaves this dimension whole."
       )
     dims.append(axes if len(axes) > 1 else axes[0] if axes else None)
   return P(*dims)
+
+
+def product(axes: tuple[str, ...], mesh: AnyMesh) -> str:
+  """The axes larger than one, for people: `fsdp=2 x tensor=4`."""
+  return " x ".join(f"{a}={mesh.shape[a]}" for a in axes if mesh.shape[a] > 1)
 
 
 def _lookup(name: str, table: Table) -> tuple[str, ...]:
@@ -170,6 +184,8 @@ class Layout:
   mesh: AnyMesh
   rules: Rules
   attention: str = "auto"  # the kernel that is asked for
+  exchange: str = "ring"  # how queries meet all keys: sharding/context.py
+  order: str = "contiguous"  # of the columns on the shards of a row
 
   def sharding(
     self, names: Names, shape: tuple[int, ...], kind: str = "params"
@@ -203,12 +219,23 @@ class Layout:
   @property
   def batch(self) -> NamedSharding:
     """The sharding of [B, T] arrays."""
+    return NamedSharding(self.mesh, self.rows)
+
+  @property
+  def rows(self) -> P:
+    """The spec of [B, T] arrays."""
     table = self.rules.activations
-    return NamedSharding(self.mesh, P(table["batch"], table["length"] or None))
+    return P(table["batch"], table["length"])
+
+  @property
+  def token_axes(self) -> tuple[str, ...]:
+    """The mesh axes that share the tokens of a batch."""
+    table = self.rules.activations
+    return table["batch"] + table["length"]
 
   @property
   def n_batch_shards(self) -> int:
-    """Into how many parts a batch is split."""
+    """Into how many parts the rows of a batch are split."""
     axes = self.rules.activations["batch"]
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
@@ -228,8 +255,13 @@ _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
 )
 
 
-def make(mesh: AnyMesh, name: str, attention: str = "auto") -> Layout:
+def make(mesh: AnyMesh, name: str, *settings: str) -> Layout:
   """Picks a table by name and checks that it uses the whole mesh.
+
+  Args:
+    mesh: of devices.
+    name: of a table.
+    settings: attention, exchange and order of the layout.
 
   Raises:
     ValueError: no such table, or a mesh axis larger than one on which the
@@ -257,7 +289,7 @@ def make(mesh: AnyMesh, name: str, attention: str = "auto") -> Layout:
       f"repeat the others' work. Tables that use this mesh: "
       f"{', '.join(fitting) or 'none'}."
     )
-  return Layout(mesh, rules, attention)
+  return Layout(mesh, rules, *settings)
 
 
 def current() -> Layout | None:
@@ -273,19 +305,19 @@ def on_rows(
   split: tuple[str, ...] = (),
   out_specs: Any,
 ) -> Any:
-  """Runs function(rows, weights) on every shard of the batch.
+  """Runs function(rows, weights) on every shard of the batch's tokens.
 
   Args:
-    function: sees the rows of its shard.
-    rows: a tree of arrays [B, ...].
+    function: sees the rows of its shard, or its part of them.
+    rows: a tree of arrays [B, T, ...].
     weights: a tree of arrays that every shard sees whole, but for the mesh axes
       `split`, which split their first dimension.
     split: see there.
     out_specs: of what it returns, as for `jax.shard_map`.
   """
   layout = current()
-  batch = layout.rules.activations["batch"]
-  copied = tuple(axis for axis in batch if axis not in split)
+  axes = layout.token_axes
+  copied = tuple(axis for axis in axes if axis not in split)
 
   def vary(w):
     wide = w.astype(_summable(w.dtype))
@@ -298,9 +330,9 @@ def on_rows(
   return jax.shard_map(
     on_shard,
     mesh=layout.mesh,
-    in_specs=(P(batch), P(split or None)),
+    in_specs=(layout.rows, P(split or None)),
     out_specs=out_specs,
-    axis_names=set(batch),
+    axis_names=set(axes),
   )(rows, weights)
 
 
@@ -317,7 +349,7 @@ def platform() -> str:
 
 
 def gathered(w: jax.Array, *names: str | None) -> jax.Array:
-  """Makes a weight whole along the mesh axes that split the batch.
+  """Makes a weight whole along the mesh axes that share the tokens.
 
   Said here, and not left to the compiler, it is one all-gather before each use;
   the gradient is added up and split in one as well.
@@ -329,9 +361,11 @@ def gathered(w: jax.Array, *names: str | None) -> jax.Array:
   layout = current()
   if layout is None:
     return w
-  rules, rows = layout.rules, layout.rules.activations["batch"]
+  rules, shared = layout.rules, layout.token_axes
   table = {
-    name: axes if name == "experts" else tuple(a for a in axes if a not in rows)
+    name: axes
+    if name == "experts"
+    else tuple(a for a in axes if a not in shared)
     for name, axes in rules.params.items()
   }
   whole = spec(names, w.shape, table, layout.mesh)
@@ -350,28 +384,28 @@ _gathered.defvjp(
 
 
 def added_up(parts: jax.Array, *names: str | None) -> jax.Array:
-  """The gradient of a weight: the sum of what the shards of the batch have.
+  """The gradient of a weight: the sum of what the shards of tokens have.
 
   Each device receives only what it keeps of the sum.
 
   Args:
-    parts: [shards of the batch, ...], each where it came from.
+    parts: [shards of tokens, ...], each where it came from.
     names: of the dimensions of the weight.
   """
   layout = current()
   if layout is None:
     return parts.sum(0)
-  batch = layout.rules.activations["batch"]
+  shared = layout.token_axes
   shape = parts.shape[1:]
   split = [
     tuple(
       axis
       for axis in ([axes] if isinstance(axes, str) else axes or ())
-      if axis in batch
+      if axis in shared
     )
     for axes in spec(names, shape, layout.rules.grads, layout.mesh)
   ]
-  rest = tuple(axis for axis in batch if axis not in sum(split, ()))
+  rest = tuple(axis for axis in shared if axis not in sum(split, ()))
 
   def on_shard(part):
     total = part[0].astype(_summable(part.dtype))
@@ -385,9 +419,9 @@ def added_up(parts: jax.Array, *names: str | None) -> jax.Array:
   return jax.shard_map(
     on_shard,
     mesh=layout.mesh,
-    in_specs=P(batch),
+    in_specs=P(shared),
     out_specs=P(*(axes or None for axes in split)),
-    axis_names=set(batch),
+    axis_names=set(shared),
   )(parts)
 
 

@@ -77,6 +77,7 @@ class Attention(nn.Module):
       dtype=self.dtype,
     )
     out = einsum("BTNH,NHD->BTD", out_BTNH, wo, self.dtype)
+    out = constrain(out, "batch", "stream", "act_embed")
     if self.out_biased:
       out = add_bias(out, vector(self, "o_bias", (d_model,), ("norm",)))
     return out, cache

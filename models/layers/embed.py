@@ -38,4 +38,4 @@ def lookup(
     rows = constrain(rows, "lookup_batch", "length", "lookup")
   else:
     rows = take(table, ids, dtype)
-  return constrain(rows, "batch", "length", "act_embed")
+  return constrain(rows, "batch", "stream", "act_embed")

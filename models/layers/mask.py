@@ -1,10 +1,14 @@
 """Who may see whom: a mask as data, dense only where a kernel asks for it."""
 
+import typing
+
 import flax.struct
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
+# Unchecked: as a pytree it also carries specs, and gradients that are none.
+@typing.no_type_check
 @flax.struct.dataclass
 class Mask:
   """A query sees a key of its own segment, as far as the kind allows.

@@ -56,6 +56,7 @@ class MLP(nn.Module):
       dtype=self.dtype,
     )
     out = einsum("BTF,FD->BTD", h_BTF, w, self.dtype)
+    out = constrain(out, "batch", "stream", "act_embed")
     if self.biased:
       out = add_bias(out, vector(self, "down_bias", (d_model,), ("norm",)))
     return out

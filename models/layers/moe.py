@@ -34,8 +34,8 @@ class Config:
   n_experts: Count
   n_active: Count  # experts that a token passes through
   gates_normed: bool = True  # gates of the chosen add up to 1
-  # Room of an expert in a row, in shares of an even load; 1.25 in Switch. None:
-  # dropless, as evaluation and decoding always are.
+  # Room of an expert in a row (or in a shard's part of it), in shares of an
+  # even load; 1.25 in Switch. None: dropless, as evaluation and decoding are.
   capacity_factor: Annotated[float, "(0, inf)"] | None = None
   balance_weight: NonNegative = 0.0  # of the balance loss; 0.02 in Mixtral
   z_weight: NonNegative = 0.0  # of the router's z-loss; 1e-3 in ST-MoE

@@ -34,6 +34,47 @@ def attend(
     bias_NTS: added to the logits, as in ALiBi.
     sinks_N: a logit per head that takes probability and gives nothing.
   """
+  extras = {"bias_NTS": bias_NTS, "sinks_N": sinks_N}
+  sums, total, _ = weigh(
+    q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, **extras
+  )
+  # Divided at the end, and backwards at first: H numbers a query, not S.
+  return in_rows(sums / jnp.where(total > 0, total, 1.0), q_BTNH.dtype)
+
+
+def weigh(
+  q_BTNH: Float[Array, "B T N H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K H"],
+  mask: Mask,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+  bias_NTS: Float[Array, "N T S"] | None = None,
+  sinks_N: Float[Array, "N"] | None = None,
+  least: Float[Array, "B K G T 1"] | None = None,
+) -> tuple[
+  Float[Array, "B K G T H"],
+  Float[Array, "B K G T 1"],
+  Float[Array, "B K G T 1"],
+]:
+  """What these keys add to a softmax: sums of exp(logit - top) v, their weights.
+
+  Args:
+    q_BTNH: queries.
+    k_BSKH: keys; these may be a part of all.
+    v_BSKH: values.
+    mask: who may see whom.
+    scale: as in `attend`, and the following too.
+    softcap: see there.
+    bias_NTS: see there.
+    sinks_N: see there.
+    least: that top shall be, as other keys have a logit so high.
+
+  Returns:
+    Sums, sums of the weights, and top, which has no gradient; of a query that
+    sees none of these keys the sums are 0.
+  """
   n_rows, n_queries, n_heads, d_head = q_BTNH.shape
   scale = d_head**-0.5 if scale is None else scale
   n_kv_heads = k_BSKH.shape[2]
@@ -55,34 +96,41 @@ def attend(
     logits = softcap * jnp.tanh(logits / softcap)
   if bias_NTS is not None:
     logits += bias_NTS.reshape(1, n_kv_heads, -1, *bias_NTS.shape[1:])
-  weights, total = _unnormalized_softmax(
-    logits,
-    mask.dense()[:, None, None],
-    None if sinks_N is None else sinks_N.reshape(1, n_kv_heads, -1, 1, 1),
-  )
+  if sinks_N is not None:
+    sinks_N = sinks_N.reshape(1, n_kv_heads, -1, 1, 1)
+  seen = mask.dense()[:, None, None]
+  weights, total, top = _unnormalized_softmax(logits, seen, sinks_N, least)
   weights_BKMS = weights.astype(v_BSKH.dtype).reshape(by_kv_head)
   v_BKSH = v_BSKH.swapaxes(1, 2)
-  out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS, v_BKSH)
-  # Divided at the end, and backwards at first: H numbers a query, not S.
-  out_BTKGH = (out_BKMH.reshape(by_group) / total).transpose(0, 3, 1, 2, 4)
-  return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+  sums_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS, v_BKSH)
+  return sums_BKMH.reshape(by_group), total, top
+
+
+def in_rows(
+  out_BKGTH: Float[Array, "B K G T H"], dtype: jnp.dtype
+) -> Float[Array, "B T N H"]:
+  """The heads of all groups side by side again."""
+  out_BTKGH = out_BKGTH.transpose(0, 3, 1, 2, 4)
+  return out_BTKGH.reshape(
+    *out_BTKGH.shape[:2], -1, out_BKGTH.shape[-1]
+  ).astype(dtype)
 
 
 def _unnormalized_softmax(
-  logits: Array, seen: Array, sinks: Array | None
-) -> tuple[Array, Array]:
-  """exp(logits) up to a factor, where seen, and the sums over the last
-  dimension; a row that sees nothing has zeros and the sum 1.
-  """
+  logits: Array, seen: Array, sinks: Array | None, least: Array | None
+) -> tuple[Array, Array, Array]:
+  """exp(logits - top) where seen, the sums over the last dimension, and top."""
   lowest = jnp.finfo(jnp.float32).min
   top = jnp.where(seen, logits, lowest).max(-1, keepdims=True)
   if sinks is not None:
     sinks = sinks.astype(jnp.float32)
     top = jnp.maximum(top, sinks)
+  if least is not None:
+    top = jnp.maximum(top, least)
   top = jax.lax.stop_gradient(top)
   # The inner where keeps exp finite behind the mask, for the gradient too.
   weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - top, 0.0)), 0.0)
   total = weights.sum(-1, keepdims=True)
   if sinks is not None:
     total += jnp.exp(sinks - top)
-  return weights, jnp.where(total > 0, total, 1.0)
+  return weights, total, top

@@ -45,7 +45,7 @@ class Side:
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
   """The residual stream between layers, pinned to the layout."""
-  return constrain(x, "batch", "length", "act_embed")
+  return constrain(x, "batch", "stream", "act_embed")
 
 
 class _Group(nn.Module):

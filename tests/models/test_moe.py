@@ -14,6 +14,7 @@ from jax import numpy as jnp
 from benchmarks.parity import cases
 from models import families
 from models.layers import moe
+from sharding import mesh, rules
 
 MIXTRAL = cases.CASES["mixtral"]
 
@@ -104,6 +105,34 @@ def test_room_for_all_is_dropless():
     found.append(jax.jit(jax.value_and_grad(total, (0, 1)))(params, x))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found
+  )
+
+
+@pytest.mark.parametrize("factor", [2.0, None])  # room for all, in any part
+@pytest.mark.parametrize(
+  "sizes",
+  [dict(data=2, context=4), dict(data=1, expert=2, context=2, tensor=2)],
+  ids=["context", "expert x context x tensor"],
+)
+def test_parts_of_rows_give_what_whole_rows_give(factor, sizes):
+  """In value, gradient and losses; a part of a row has a room of its own."""
+  layer, params, x, live = _layer(factor)
+  layout = rules.make(mesh.make(mesh.Config(**sizes)), "expert_tensor")
+
+  def total(params, x):
+    out, sown = layer.apply(
+      {"params": params}, x, live, False, mutable=["losses", "figures"]
+    )
+    return jnp.square(out).sum(), sown
+
+  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  expected = jax.device_get(run(params, x))
+  with layout.use():
+    found = jax.device_get(jax.jit(run)(params, x))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    found,
+    expected,
   )
 
 

@@ -33,6 +33,15 @@ def test_a_mesh_that_does_not_fit_says_so(sizes, said):
     mesh.make(mesh.Config(**sizes))
 
 
+@pytest.mark.parametrize(
+  "setting", [dict(context_exchange="gather"), dict(context_order="zigzag")]
+)
+def test_what_is_said_of_rows_that_are_not_split_is_refused(setting):
+  mesh.Config(context=2, **setting)
+  with pytest.raises(ValueError, match="says nothing at context=1"):
+    mesh.Config(**setting)
+
+
 @pytest.mark.parametrize("sizes", [dict(fsdp=0), dict(data=-1, fsdp=-1)])
 def test_impossible_sizes_are_refused_in_the_config(sizes):
   with pytest.raises(ValueError, match="-1"):

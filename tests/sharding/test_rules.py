@@ -15,8 +15,8 @@ LAYOUT = rules.make(MESH, "fsdp_tensor")
 
 def test_names_become_mesh_axes():
   place = LAYOUT.sharding(("embed", "heads", "head"), (32, 4, 8))
-  assert place.spec == P("fsdp", "tensor", None)
-  assert LAYOUT.batch.spec == P(("replica", "data", "fsdp"), None)
+  assert place.spec == P(("fsdp", "context"), "tensor", None)
+  assert LAYOUT.batch.spec == P(("replica", "data", "fsdp"), "context")
   assert LAYOUT.n_batch_shards == 4
 
 
@@ -89,7 +89,7 @@ def test_the_report_counts_bytes_of_one_device():
   )
   assert report.bytes_per_device(x) == 8 * 4 * 4 // 4
   text = report.table({"a": {"w": x}})
-  assert "a/w" in text and "('fsdp', 'tensor')" in text
+  assert "a/w" in text and "(('fsdp', 'context'), 'tensor')" in text
   assert text.splitlines()[-1].split() == ["total", "32"]
 
 

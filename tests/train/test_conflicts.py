@@ -35,6 +35,23 @@ STOP = {"metric": "heldout_loss"}
       dict(mesh={"data": -1, "stage": 2}),
       "place nothing on stage=2",
     ),
+    (
+      dict(mesh={"data": 1, "tensor": 2}, batch={"length": 31}),
+      "batch.length=31 is not divisible by tensor=2",
+    ),
+    (
+      dict(
+        mesh={"data": 1, "context": 2, "context_order": "zigzag"},
+        batch={"length": 30},
+      ),
+      "length=30 is not divisible by 4, the pieces",
+    ),
+    (
+      dict(
+        mesh={"data": 1, "context": 4, "context_exchange": "ulysses"},
+      ),
+      "2 kv heads do not divide over 4 shards",
+    ),
     (dict(schedule={"warmup_steps": 6}), "warmup_steps=6 never reaches"),
     (dict(optim={"no_decay": ("*bais*",)}), "matches no parameter"),
     (

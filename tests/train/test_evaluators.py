@@ -23,6 +23,9 @@ from train.evaluators import compression, perplexity, samples, suite, syntax
 
 ALONE = rules.make(mesh.make(mesh.Config(), jax.devices()[:1]), "dp")
 WIDE = rules.make(mesh.make(mesh.Config(data=8)), "dp")
+SPLIT = rules.make(
+  mesh.make(mesh.Config(data=2, context=4)), "fsdp", "auto", "ring", "zigzag"
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,28 @@ def test_the_figure_is_that_of_the_documents_one_by_one(store, tiny):
   np.testing.assert_allclose(
     wide["heldout_loss"], alone["heldout_loss"], rtol=1e-6
   )
+
+
+def test_rows_that_are_split_give_the_same_figure_and_go_on_the_same(
+  store, tiny
+):
+  params = families.init(tiny, jax.random.key(1))
+  alone, split = (_setup(store, tiny, x, 4) for x in (ALONE, SPLIT))
+  whole, parts = next(alone.heldout()), next(split.heldout())
+  pieces = [0, 7, 1, 6, 2, 5, 3, 4]
+  expected = np.asarray(whole.tokens).reshape(4, 8, 4)[:, pieces]
+  np.testing.assert_array_equal(parts.tokens, expected.reshape(4, 32))
+  assert {x.data.shape for x in parts.tokens.addressable_shards} == {(2, 8)}
+  shapes, axes = families.abstract(tiny), families.axes(tiny)
+  placed = jax.device_put(params, SPLIT.shardings(axes, shapes))
+  figures = _evaluate(split, placed), _evaluate(alone, params)
+  assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+  settings = sampling.Config(max_tokens=4, temperature=0.0)
+  texts = [
+    samples.write(tiny, p, store.tokenizer, ["the"], settings)
+    for p in (placed, params)
+  ]
+  assert texts[0] == texts[1]
 
 
 def test_compressors_are_the_ones_on_this_machine():

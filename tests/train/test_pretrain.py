@@ -183,11 +183,9 @@ def test_it_learns_and_bf16_follows_fp32(page, tmp_path):
   assert first > 5 and last < 1.2  # of words drawn from twelve
 
 
-def test_two_processes_are_one(page, whole, tmp_path):
-  """The same run in two processes of four devices, and its checkpoint in one."""
-  config, expected = whole
-  workdir = epath.Path(tmp_path) / "two"
-  settings = epath.Path(tmp_path) / "config.json"
+def _in_two_processes(config, workdir) -> list[str]:
+  """Runs it on twice four devices; returns what the two said."""
+  settings = workdir.parent / "config.json"
   settings.write_text(json.dumps(config.to_dict()))
   port = portpicker.pick_unused_port()
   started = [
@@ -209,6 +207,14 @@ def test_two_processes_are_one(page, whole, tmp_path):
   ]
   said = [process.communicate(timeout=300)[0] for process in started]
   assert [p.returncode for p in started] == [0, 0], said[0] + said[1]
+  return said
+
+
+def test_two_processes_are_one(page, whole, tmp_path):
+  """The same run in two processes of four devices, and its checkpoint in one."""
+  config, expected = whole
+  workdir = epath.Path(tmp_path) / "two"
+  said = _in_two_processes(config, workdir)
   assert "6/6" in said[0] and "6/6" not in said[1]  # the first one speaks
   for ours, theirs in zip(_rows(workdir), _rows(expected), strict=True):
     chex.assert_trees_all_close(
@@ -230,6 +236,18 @@ def test_two_processes_are_one(page, whole, tmp_path):
   one = pretrain.door.build(more, pretrain.SECTIONS)
   pretrain.main(one, workdir)
   assert checkpoint.steps(workdir)[-1] == 7
+
+
+@pytest.mark.slow
+def test_two_processes_share_rows(page, whole, tmp_path):
+  """Each holds half of every row; the losses are those of one process."""
+  workdir = epath.Path(tmp_path) / "shared"
+  sizes = {"data": 1, "context": 8, "context_order": "zigzag"}
+  _in_two_processes(page(mesh=sizes, checkpoint={"every_steps": 2}), workdir)
+  for ours, theirs in zip(_rows(workdir), _rows(whole[1]), strict=True):
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+  parts = [set(part["data"]) for part in _progress(workdir)]
+  assert parts == [{str(row) for row in range(8)}] * 2
 
 
 @pytest.mark.parametrize(

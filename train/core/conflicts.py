@@ -4,14 +4,13 @@ What one section alone cannot know. A rule is a function of the sections that
 its parameters name; it holds for every entrypoint that has them all.
 """
 
-import dataclasses
 import inspect
 import math
 
 from configs import door
 from models import families
+from sharding import context, rules
 from sharding import mesh as meshes
-from sharding import rules
 from train.core import optim as optimizers
 from train.core import schedule as schedules
 
@@ -37,11 +36,9 @@ def check(config: door.Config, n_devices: int | None = None) -> None:
 
 
 def _layout(config: meshes.Config, n_devices: int | None) -> rules.Layout:
-  if n_devices is None:
-    sizes = {axis: max(size, 1) for axis, size in config.sizes().items()}
-    config = dataclasses.replace(config, **sizes)
-    n_devices = math.prod(sizes.values())
-  return rules.make(meshes.abstract(config, n_devices), config.rules)
+  if n_devices is None:  # an axis of -1 takes no more than one
+    n_devices = math.prod(max(size, 1) for size in config.sizes().values())
+  return rules.make(meshes.abstract(config, n_devices), *config.settings)
 
 
 def _length(model, batch):
@@ -68,6 +65,11 @@ def _rows(batch, layout):
       f"batch.size={batch.size} does not divide over {n_shards} shards "
       f"({meshes.describe(layout.mesh)}): make it a multiple of {n_shards}."
     )
+
+
+def _columns(batch, model, layout):
+  n_kv_heads = getattr(model, "n_kv_heads", model.n_heads)
+  context.check(layout, length=batch.length, n_kv_heads=n_kv_heads)
 
 
 def _parts(batch, train, layout):
@@ -121,5 +123,5 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _ids, _rows, _parts, _sizes, _optimizer, _measured, _samples,
+  _length, _ids, _rows, _columns, _parts, _sizes, _optimizer, _measured, _samples,
 )  # fmt: skip

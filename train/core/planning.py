@@ -170,7 +170,7 @@ def estimate(
 
 
 def _layout(config: door.Config, mesh: rules.AnyMesh) -> Layout:
-  return rules.make(mesh, config.mesh.rules, config.mesh.attention)
+  return rules.make(mesh, *config.mesh.settings)
 
 
 def _bytes_told(message: str) -> float | None:

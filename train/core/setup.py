@@ -14,7 +14,7 @@ from data import pipeline, prepare, store
 from data import tokenizer as tokenizers
 from data.batch import Batch
 from models import attention_kernels, checkpoint, families, flops, manifest
-from sharding import hosts, mesh, rules
+from sharding import context, hosts, mesh, rules
 from sharding.rules import Layout
 from train.core import conflicts
 
@@ -34,12 +34,15 @@ class Setup:
   kernel: str  # of the attention
 
   def __str__(self) -> str:
+    kernel, layout = self.kernel, self.layout
+    if context.size(layout) > 1:
+      kernel += f" ({layout.exchange}, {layout.order})"
     return (
       f"{families.name(self.model)} with {flops.n_params(self.model) / 1e6:,.1f}"
       f" M parameters in {self.model.dtype} on {jax.device_count()} x "
       f"{jax.devices()[0].device_kind} ({mesh.describe(self.layout.mesh)}); "
       f"{self.batch.size * self.batch.length:,} tokens a step; attention: "
-      f"{self.kernel}"
+      f"{kernel}"
     )
 
   @property
@@ -53,14 +56,25 @@ class Setup:
     return [row for start, stop in sorted(starts) for row in range(start, stop)]
 
   def put(self, batch: Batch) -> Batch:
-    """This host's rows -> the global batch, on the devices."""
+    """This host's rows -> the global batch, on the devices.
+
+    Columns go into the order of the layout; a host may hold some of them only.
+    """
+    rows, layout = self.rows, self.layout
     shape = (self.batch.size, self.batch.length)
-    return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(
-        self.layout.batch, x, shape
-      ),
-      batch,
-    )
+    columns = context.columns(layout, self.batch.length)
+
+    def place(x):
+      x = x[:, columns]
+
+      def part(index):
+        start, stop, _ = index[0].indices(self.batch.size)
+        first = rows.index(start)
+        return x[first : first + stop - start, index[1]]
+
+      return jax.make_array_from_callback(shape, layout.batch, part)
+
+    return jax.tree.map(place, batch)
 
   def heldout(self) -> Iterator[Batch]:
     """The held-out documents, once, as global batches on the devices."""
@@ -94,9 +108,7 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
   """
   hosts.initialize()
   conflicts.check(config, jax.device_count())
-  layout = rules.make(
-    mesh.make(config.mesh), config.mesh.rules, config.mesh.attention
-  )
+  layout = rules.make(mesh.make(config.mesh), *config.mesh.settings)
   folder = prepare.folder(config.data, workdir)
   if jax.process_index() == 0:
     prepare.prepare(config.data, config.tokenizer, folder)

@@ -113,9 +113,9 @@ def cross_entropy(
       return jax.tree.map(jnp.add, total, sums), None
 
     sums, _ = jax.lax.scan(add, _zeros(rows), _chunks(config, *rows))
-    return jax.tree.map(lambda x: x[None], sums)
+    return (), jax.tree.map(lambda x: x[None], sums)
 
-  sums = _over_shards(on_shard, (hidden, targets, weights), head)
+  _, sums = _over_shards(on_shard, (hidden, targets, weights), head)
   sums = {name: x.sum(0) for name, x in sums.items()}
   return sums.pop("objective"), sums
 
@@ -171,12 +171,15 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _over_shards(on_shard: Callable, rows: Any, head: Weight) -> Any:
-  """Runs it on the rows of every shard; what it returns is laid side by side."""
+  """Runs on_shard(rows, head) -> (like rows, sums) on every shard's tokens.
+
+  The sums are laid side by side.
+  """
   layout = rules.current()
   if layout is None:
     return on_shard(rows, head)
-  side_by_side = P(layout.rules.activations["batch"])
-  return rules.on_rows(on_shard, rows, head, out_specs=side_by_side)
+  places = layout.rows, P(layout.token_axes)
+  return rules.on_rows(on_shard, rows, head, out_specs=places)
 
 
 def _zeros(rows: Any) -> Sums:
