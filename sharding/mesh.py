@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from sharding import pipeline
+
 AXES = ("replica", "data", "fsdp", "expert", "stage", "context", "tensor")
 
 
@@ -28,12 +30,14 @@ class Config:
   data: int = -1  # copies of the parameters
   fsdp: int = 1  # shards of parameters and optimizer state
   expert: int = 1  # groups of experts
-  stage: int = 1  # pipeline stages
+  stage: int = 1  # groups of layers, that the parts of a batch pass through
   context: int = 1  # parts of a sequence
   tensor: int = 1  # parts of a layer
   rules: str = "fsdp_tensor"  # a table of sharding/rules.py
   # The kernel of the devices: see models/attention_kernels.py.
   attention: Literal["auto", "reference", "chunked", "splash"] = "auto"
+  # The order in which stages work; None: 1f1b, and 1 repeat.
+  pipeline: pipeline.Config | None = None
 
   def __post_init__(self):
     sizes = self.sizes()

@@ -323,7 +323,10 @@ class _Line:
     return _pin(slope), self.program.place((of_layers, of_rest)), total
 
   def _stages(self, work: Work) -> Callable[[Tree, Tree], Tree]:
-    n, parts = self.table.n_stages, jax.tree.map(lambda x: x[work.part], self.parts)
+    n, parts = (
+      self.table.n_stages,
+      jax.tree.map(lambda x: x[work.part], self.parts),
+    )
     number = work.repeat * n + jnp.arange(n)
     one = functools.partial(self.program.stage, self.rest)
     stages = rules.mapped(one, AXIS)

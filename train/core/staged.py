@@ -69,6 +69,29 @@ def make(
   return in_stages
 
 
+def describe(
+  model: families.Config,
+  layout: Layout,
+  n_parts: int,
+  config: pipeline.Config | None,
+) -> str:
+  """For the run's line: the stages, and how much of their time is lost."""
+  if layout.n_stages == 1:
+    return ""
+  config = config or pipeline.Config()
+  table = Timetable(layout.n_stages, n_parts, config)
+  n_chunks = layout.n_stages * config.n_repeats
+  n_blocks = [n * len(model.pattern) for n in Cut.of(model, n_chunks).sizes]
+  uneven = ""
+  if len({*n_blocks}) > 1:
+    uneven = ": uneven, the longest sets the pace, and no stage stores its own"
+  return (
+    f"; {n_parts} parts through {layout.n_stages} stages by {config.schedule}, "
+    f"bubble {table.bubble:.1%}, layers "
+    f"{' + '.join(map(str, n_blocks))}{uneven}"
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Cut:
   """Layers in chunks: as even as can be, the longer ones first."""
