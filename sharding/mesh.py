@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from sharding import pipeline
+from sharding.pipeline import Config as Pipeline
 
 AXES = ("replica", "data", "fsdp", "expert", "stage", "context", "tensor")
 
@@ -37,7 +37,7 @@ class Config:
   # The kernel of the devices: see models/attention_kernels.py.
   attention: Literal["auto", "reference", "chunked", "splash"] = "auto"
   # The order in which stages work; None: 1f1b, and 1 repeat.
-  pipeline: pipeline.Config | None = None
+  pipeline: Pipeline | None = None
 
   def __post_init__(self):
     sizes = self.sizes()

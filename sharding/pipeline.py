@@ -5,7 +5,7 @@ GPipe: arXiv 1811.06965.  1F1B: PipeDream-Flush, 2006.09503.  Interleaved
 
 All stages work in lockstep. A tick is one vmap over the stages, whose dimension
 is split over the mesh axis `stage`; between ticks what they hold rolls on by
-one stage. The backward pass is written out, each stage computing its part again
+one stage, which becomes a collective-permute. The backward pass is written out, each stage computing its part again
 from its input: how many inputs wait is for the timetable to say, and not for
 the number of parts, as it is where a scan is differentiated.
 Extra letters: S stages, N repeats (chunks of a stage), W inputs that wait.
@@ -13,6 +13,7 @@ Extra letters: S stages, N repeats (chunks of a stage), W inputs that wait.
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -46,6 +47,9 @@ class Config:
       raise ValueError(f"n_repeats={self.n_repeats}: give 1 or more.")
 
 
+# Unchecked: as a pytree it also carries the work of many ticks.
+@typing.no_type_check
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Work:
   """What each stage does in a tick."""
@@ -150,7 +154,7 @@ class Program:
     stage: (rest, chunk, state, part, number of the chunk) -> state; has no
       gradient by `rest`.
     last: (rest, state, part) -> (loss, what else is summed over parts).
-    place: puts (layers, rest), or gradients of them, where they live.
+    place: puts the gradients of (layers, rest) where they live.
   """
 
   first: Callable[[Tree, Tree], Tree]

@@ -35,6 +35,9 @@ def make(
 ) -> Objective:
   """The same objective, whose batches pass through the stages in parts.
 
+  A stage keeps the inputs of its layers and computes the rest again, once more
+  than `model.remat` alone would: with stages, "none" is full rematerialization.
+
   It is what one device gets from the sum of the objective over the parts. Only
   parameters have a gradient, and only that of the loss; what a layer sees
   beside the residual stream comes from the batch alone.
@@ -50,7 +53,8 @@ def make(
     return objective
   config = config or pipeline.Config()
   cut = Cut.of(model, layout.n_stages * config.n_repeats)
-  program = _program(objective, model, layout, cut)
+  program = _program(objective, model, cut, _placing(model, layout, "grads"))
+  place = _placing(model, layout, "params")
 
   def in_stages(params: Any, batch: Batch, key: Array | None):
     n_rows = batch.tokens.shape[0] // layout.n_batch_shards
@@ -60,7 +64,7 @@ def make(
       fold = jax.vmap(jax.random.fold_in, (None, 0))
       keys = fold(key, jnp.arange(table.n_parts))
     chunks = cut.chunks(params["stack"]["layers"], layout.n_stages)
-    chunks, rest = program.place((chunks, {**params, "stack": {}}))
+    chunks, rest = place((chunks, {**params, "stack": {}}))
     loss, (weight, metrics) = pipeline.run(
       table, program, chunks, rest, (step.split(batch, table.n_parts), keys)
     )
@@ -176,7 +180,10 @@ def _before(objective: Objective, *args) -> _Reached:
 
 
 def _program(
-  objective: Objective, model: families.Config, layout: Layout, cut: Cut
+  objective: Objective,
+  model: families.Config,
+  cut: Cut,
+  place: Callable[[Any], Any],
 ) -> pipeline.Program:
   n_places = max(cut.sizes)
 
@@ -222,15 +229,17 @@ def _program(
     loss, *more = _at_layers(objective, reply, rest, *part)
     return loss, tuple(more)
 
-  return pipeline.Program(first, stage, last, _placing(model, layout))
+  return pipeline.Program(first, stage, last, place)
 
 
 def _told(variables: Any) -> dict[str, Any]:
   return {name: variables[name] for name in _TOLD if name in variables}
 
 
-def _placing(model: families.Config, layout: Layout) -> Callable[[Any], Any]:
-  """Puts (chunks, rest) where the rules for parameters say."""
+def _placing(
+  model: families.Config, layout: Layout, kind: str
+) -> Callable[[Any], Any]:
+  """Puts (chunks, rest) where the rules for a kind say."""
   axes = families.axes(model)
   of_chunks = jax.tree.map(
     lambda names: ("stages", None, None, *names[1:]),
@@ -240,7 +249,7 @@ def _placing(model: families.Config, layout: Layout) -> Callable[[Any], Any]:
 
   def place(trees):
     names = [of_chunks, {**axes, "stack": {}}]
-    placed = layout.shardings(names, list(trees))
+    placed = layout.shardings(names, list(trees), kind)
     specs = jax.tree.map(lambda s: s.spec, tuple(placed))
     return jax.lax.with_sharding_constraint(trees, specs)
 
