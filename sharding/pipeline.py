@@ -227,7 +227,8 @@ def _forward(table, program, layers, rest, parts):
   carry, before = (there, back), 0
   until = table.turn, table.n_ticks, table.turn + table.n_ticks
   for body, end in zip((forward, both, backward), until, strict=True):
-    carry, _ = jax.lax.scan(body, carry, jnp.arange(before, end))
+    if before < end:
+      carry, _ = jax.lax.scan(body, carry, jnp.arange(before, end))
     before = end
   _, grads, total = carry[1]
   return total, grads

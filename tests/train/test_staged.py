@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import pytest
 from etils import epath
 from jax import numpy as jnp
 
-from models import families, mixtral
+from models import checkpoint, families, mixtral
 from models.layers import moe
 from sharding import mesh, report, rules
 from sharding.pipeline import Config
@@ -143,49 +144,40 @@ def test_dropout_is_the_same_there_and_back_and_differs_between_parts(
   assert len({one, other, plain}) == 3
 
 
-@pytest.fixture(scope="module")
-def found(page, tmp_path_factory):
-  """A run in stages that evaluates, samples, and goes on without stages."""
-  workdir = epath.Path(tmp_path_factory.mktemp("staged"))
-  told = []
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr("builtins.print", lambda *a, **_: told.append(str(a)))
-    for n_steps, sizes in (
-      (2, {"data": 4, "stage": 2, "rules": "fsdp_tensor"}),
-      (4, {"data": 8, "rules": "dp"}),
-    ):
-      config = page(
-        model={"n_layers": 3},
-        batch={"size": 16},
-        mesh=sizes,
-        schedule={"name": "constant", "warmup_steps": 0},
-        optim={"name": "sgd", "lr": 0.1},
-        train={"steps": n_steps, "n_micro": 2},
-        eval={"during": ("perplexity", "samples")},
-      )
-      pretrain.main(config, workdir)
-  return workdir, config, told
-
-
 @SLOW
-def test_a_run_in_stages_goes_on_without(page, found, tmp_path):
-  workdir, config, told = found
-  line = next(text for text in told if "bubble" in text)
-  assert "2 parts through 2 stages by 1f1b, bubble 33.3%, layers 2 + 1" in line
-  assert any("goes on:" in text for text in told)
-  pretrain.main(config, epath.Path(tmp_path))  # without stages throughout
-  ends = [
-    jax.device_get(
-      pretrain.run.setup.checkpoint.load(
-        pretrain.run.setup.checkpoint.find(epath.Path(path)),
-        _layout("dp", {}),
-      )[1]
+def test_a_run_in_stages_evaluates_and_goes_on_without(page, tmp_path, capsys):
+  """Two steps in stages and two without end as four without."""
+  workdir, alone = epath.Path(tmp_path / "staged"), epath.Path(tmp_path / "dp")
+
+  def config(n_steps, **sizes):
+    return page(
+      model={"n_layers": 3},
+      batch={"size": 16},
+      mesh=sizes,
+      schedule={"name": "constant", "warmup_steps": 0},
+      optim={"name": "sgd", "lr": 0.1},
+      train={"steps": n_steps, "n_micro": 2},
+      eval={"during": ("perplexity", "samples")},
     )
-    for path in (workdir, tmp_path)
+
+  stages = dict(data=4, stage=2, rules="fsdp_tensor")
+  pretrain.main(config(2, **stages), workdir)
+  said = capsys.readouterr().out
+  assert "2 parts through 2 stages by 1f1b, bubble 33.3%, layers 2 + 1" in said
+  assert "goes on:" in said
+  pretrain.main(config(4, data=8), workdir)
+  pretrain.main(config(4, data=8), alone)
+  ends = [
+    jax.device_get(checkpoint.load(checkpoint.find(path), _layout("dp", {}))[1])
+    for path in (workdir, alone)
   ]
   chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
-  before = page(mesh={"data": 4, "stage": 2}, model={"n_layers": 3})
-  assert evaluate.main(before, workdir) is None
+  figures = []
+  for sizes in (stages, dict(data=8)):
+    evaluate.main(config(4, **sizes), workdir)
+    figures.append(json.loads((workdir / "evaluation.json").read_text()))
+  for name, value in figures[0].items():
+    np.testing.assert_allclose(value, figures[1][name], rtol=1e-5)
 
 
 def test_storage_of_uneven_layers_is_split_all_the_same():
