@@ -122,6 +122,7 @@ def test_experts_in_stages(
   _compare(model, ragged_batch, n_micro, table, sizes, how)
 
 
+@SLOW
 def test_dropout_is_the_same_there_and_back_and_differs_between_parts(
   tiny, ragged_batch
 ):
