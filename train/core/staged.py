@@ -210,7 +210,7 @@ def _program(
       x,
       reached.side,
       live=None if cut.live.all() else live,
-      # Fold 0 is left to what comes before the layers.
+      # What comes before the layers has the key itself.
       rngs=key if key is None else {"dropout": jax.random.fold_in(key, number)},
       mutable=_TOLD,
     )
