@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from sharding.pipeline import Config as Pipeline
+
 AXES = ("replica", "data", "fsdp", "expert", "stage", "context", "tensor")
 
 
@@ -28,7 +30,7 @@ class Config:
   data: int = -1  # copies of the parameters
   fsdp: int = 1  # shards of parameters and optimizer state
   expert: int = 1  # groups of experts
-  stage: int = 1  # pipeline stages
+  stage: int = 1  # groups of layers, that the parts of a batch pass through
   context: int = 1  # parts of a sequence
   tensor: int = 1  # parts of a layer
   rules: str = "fsdp_tensor"  # a table of sharding/rules.py
@@ -38,6 +40,8 @@ class Config:
   context_exchange: Literal["ring", "gather", "ulysses"] = "ring"
   # Zigzag: causal rows give every shard as much to do.
   context_order: Literal["contiguous", "zigzag"] = "contiguous"
+  # The order in which stages work; None: 1f1b, and 1 repeat.
+  pipeline: Pipeline | None = None
 
   def __post_init__(self):
     sizes = self.sizes()

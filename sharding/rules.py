@@ -27,7 +27,8 @@ AnyMesh = Mesh | AbstractMesh  # of devices, or only of their numbers
 Table = Mapping[str, tuple[str, ...]]  # () declares: not split
 
 _WHOLE: Table = {
-  "layers": (),  # the stacked dimension that the scan runs over
+  "layers": ("stage",),  # the stacked dimension that the scan runs over
+  "stages": ("stage",),  # of layers that are cut into stages
   "embed": (),
   "norm": (),  # vectors as wide as the model: scales and biases
   "heads": (),
@@ -74,7 +75,8 @@ _TENSOR_SPLIT: Table = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "mlp": ("tensor",),
-  "vocab": ("tensor",),
+  # Over stages too: of embedding and head nothing else would be split.
+  "vocab": ("stage", "tensor"),
 }
 _TENSOR_ACTIVATIONS: Table = {
   **_ACTIVATIONS,
@@ -84,8 +86,8 @@ _TENSOR_ACTIVATIONS: Table = {
   "act_heads": ("tensor",),
   "act_kv_heads": ("tensor",),
   "act_mlp": ("tensor",),
-  "act_vocab": ("tensor",),
-  "lookup": ("tensor",),
+  "act_vocab": ("stage", "tensor"),
+  "lookup": ("stage", "tensor"),
 }
 
 
@@ -134,6 +136,9 @@ def spec(
 ) -> P:
   """Turns the logical names of one array into its PartitionSpec.
 
+  Layers that the stages do not divide are stored whole, and the stages split
+  the first other dimension that they can: no device stores them all.
+
   Raises:
     ValueError: a name without a rule, two dimensions on one mesh axis, or a
       size that its mesh axes do not divide.
@@ -141,7 +146,7 @@ def spec(
   if len(names) != len(shape):
     raise ValueError(f"names {names} do not fit the shape {shape}.")
   used: dict[str, str] = {}
-  dims = []
+  dims, moved = [], ()
   for name, size in zip(names, shape, strict=True):
     axes = () if name is None else _lookup(name, table)
     for axis in axes:
@@ -151,20 +156,32 @@ def spec(
           f"and by {name!r}; change one of the two rules."
         )
       used[axis] = str(name)
-    n_shards = math.prod(mesh.shape[axis] for axis in axes)
-    if size % n_shards:
+    if name == "layers" and size % _n_shards(axes, mesh):
+      axes, moved = (), axes
+    elif moved and not size % _n_shards((*axes, *moved), mesh):
+      axes, moved = (*axes, *moved), ()
+    if size % _n_shards(axes, mesh):
       raise ValueError(
         f"{name!r} of size {size} in {names} {shape} is not divisible by "
         f"{product(axes, mesh)}: change the mesh or the size, or choose a table "
         "that leaves this dimension whole."
       )
     dims.append(axes if len(axes) > 1 else axes[0] if axes else None)
+  if moved:
+    raise ValueError(
+      f"neither 'layers' nor another dimension of {names} {shape} is divisible "
+      f"by {_n_shards(moved, mesh)} stages: change mesh.stage."
+    )
   return P(*dims)
 
 
 def product(axes: tuple[str, ...], mesh: AnyMesh) -> str:
   """The axes larger than one, for people: `fsdp=2 x tensor=4`."""
   return " x ".join(f"{a}={mesh.shape[a]}" for a in axes if mesh.shape[a] > 1)
+
+
+def _n_shards(axes: tuple[str, ...], mesh: AnyMesh) -> int:
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _lookup(name: str, table: Table) -> tuple[str, ...]:
@@ -186,6 +203,7 @@ class Layout:
   attention: str = "auto"  # the kernel that is asked for
   exchange: str = "ring"  # how queries meet all keys: sharding/context.py
   order: str = "contiguous"  # of the columns on the shards of a row
+  mapped: tuple[str, ...] = ()  # mesh axes of the vmaps around, see `mapped`
 
   def sharding(
     self, names: Names, shape: tuple[int, ...], kind: str = "params"
@@ -237,15 +255,24 @@ class Layout:
   def n_batch_shards(self) -> int:
     """Into how many parts the rows of a batch are split."""
     axes = self.rules.activations["batch"]
-    return math.prod(self.mesh.shape[axis] for axis in axes)
+    return _n_shards(axes, self.mesh)
+
+  @property
+  def n_stages(self) -> int:
+    """Into how many stages the layers are cut."""
+    return self.mesh.shape["stage"]
 
   @contextlib.contextmanager
   def use(self) -> Iterator[None]:
     """Within: `constrain` places activations on this mesh by these rules."""
+    with self._named(), jax.set_mesh(self.mesh):
+      yield
+
+  @contextlib.contextmanager
+  def _named(self) -> Iterator[None]:
     token = _CURRENT.set(self)
     try:
-      with jax.set_mesh(self.mesh):
-        yield
+      yield
     finally:
       _CURRENT.reset(token)
 
@@ -332,13 +359,27 @@ def on_rows(
     mesh=layout.mesh,
     in_specs=(layout.rows, P(split or None)),
     out_specs=out_specs,
-    axis_names=set(axes),
+    axis_names={*axes, *layout.mapped},
   )(rows, weights)
 
 
 def _summable(dtype: jnp.dtype) -> jnp.dtype:
   """XLA:CPU aborts at a sum of bf16 over devices, and at its transpose."""
   return jnp.promote_types(dtype, jnp.float32) if platform() == "cpu" else dtype
+
+
+def mapped(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
+  """jax.vmap, with the mapped dimension split over a mesh axis."""
+  layout = current()
+  if layout is None:
+    return jax.vmap(function)
+  within = dataclasses.replace(layout, mapped=(*layout.mapped, axis))
+
+  def on_one(*args):
+    with within._named():
+      return function(*args)
+
+  return jax.vmap(on_one, spmd_axis_name=axis)
 
 
 def platform() -> str:
@@ -421,7 +462,7 @@ def added_up(parts: jax.Array, *names: str | None) -> jax.Array:
     mesh=layout.mesh,
     in_specs=P(shared),
     out_specs=P(*(axes or None for axes in split)),
-    axis_names=set(shared),
+    axis_names={*shared, *layout.mapped},
   )(parts)
 
 

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from models.cache import Cache
 from models.layers.mask import Mask
@@ -56,10 +56,13 @@ class _Group(nn.Module):
   pattern: tuple[str, ...]
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"], side: Side):
+  def __call__(
+    self, x: Float[Array, "B T D"], side: Side, live: Bool[Array, ""] | None
+  ):
+    before = x
     for i, kind in enumerate(self.pattern):
       x, _ = self.block(self.config, kind, name=f"block_{i}")(x, side)
-    return x, None
+    return (x if live is None else jnp.where(live, x, before)), None
 
 
 class Stack(nn.Module):
@@ -78,8 +81,13 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B T D"], side: Side, cache: Cache | None = None
+    self,
+    x: Float[Array, "B T D"],
+    side: Side,
+    cache: Cache | None = None,
+    live: Bool[Array, "L"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    """Runs the layers, but for repetitions of the pattern that are not live."""
     if not self.scanned:
       return self._in_sequence(x, side, cache)
     if cache is not None:
@@ -88,12 +96,12 @@ class Stack(nn.Module):
       self._rematted(_Group, prevent_cse=False),
       variable_axes={"params": 0, "losses": 0, "figures": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
+      in_axes=(nn.broadcast, 0),
       length=self.n_layers // len(self.pattern),
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     groups = layers(self.block, self.config, self.pattern, name="layers")
-    return groups(x, side)
+    return groups(x, side, live)
 
   def _in_sequence(self, x, side, cache):
     block = self.block if cache else self._rematted(self.block)

@@ -32,8 +32,28 @@ STOP = {"metric": "heldout_loss"}
       "'embed' of size 32 .* not divisible by fsdp=3",
     ),
     (
-      dict(mesh={"data": -1, "stage": 2}),
-      "place nothing on stage=2",
+      dict(mesh={"data": -1, "context": 2}),
+      "place nothing on context=2",
+    ),
+    (
+      dict(mesh={"data": 4, "stage": 2, "pipeline": {"n_repeats": 2}}),
+      "2 layers .* do not fill 4 chunks",
+    ),
+    (
+      dict(
+        mesh={"data": 4, "stage": 2, "pipeline": {"n_repeats": 2}},
+        model={"n_layers": 4},
+      ),
+      "1 parts make no whole groups of 2 stages.*train.n_micro a multiple",
+    ),
+    (dict(mesh={"pipeline": {}}), "mesh.stage=1 makes none: leave it out"),
+    (
+      dict(mesh={"data": 4, "stage": 2}, model={"scanned": False}),
+      "scanned=False keeps every layer apart",
+    ),
+    (
+      dict(mesh={"data": 4, "stage": 2}, model={"dtype": "float16"}),
+      "float16 with mesh.stage=2",
     ),
     (
       dict(mesh={"data": 1, "tensor": 2}, batch={"length": 31}),

@@ -9,10 +9,11 @@ import math
 
 from configs import door
 from models import families
-from sharding import context, rules
+from sharding import context, pipeline, rules
 from sharding import mesh as meshes
 from train.core import optim as optimizers
 from train.core import schedule as schedules
+from train.core import staged
 
 
 def check(config: door.Config, n_devices: int | None = None) -> None:
@@ -82,6 +83,35 @@ def _parts(batch, train, layout):
     )
 
 
+def _stages(model, mesh, layout):
+  n_stages = layout.n_stages
+  if n_stages == 1:
+    if mesh.pipeline is not None:
+      raise ValueError(
+        "mesh.pipeline says how stages work, and mesh.stage=1 makes none: "
+        "leave it out, or give mesh.stage=2 or more."
+      )
+    return
+  if not model.scanned:
+    raise ValueError(
+      f"model.scanned=False keeps every layer apart, and mesh.stage={n_stages} "
+      "cuts the stacked layers: give model.scanned=True."
+    )
+  if model.dtype == "float16":
+    raise ValueError(
+      f"model.dtype=float16 with mesh.stage={n_stages}: the gradients inside a "
+      "pipeline are not scaled, and would vanish. Give bfloat16."
+    )
+  how = mesh.pipeline or pipeline.Config()
+  staged.Cut.of(model, n_stages * how.n_repeats)
+
+
+def _passes(mesh, train, layout):
+  if layout.n_stages > 1:
+    how = mesh.pipeline or pipeline.Config()
+    pipeline.Timetable(layout.n_stages, train.n_micro, how)
+
+
 def _sizes(model, layout):
   shapes, axes = families.abstract(model), families.axes(model)
   for kind in ("params", "grads", "state"):
@@ -123,5 +153,6 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _ids, _rows, _columns, _parts, _sizes, _optimizer, _measured, _samples,
+  _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _optimizer,
+  _measured, _samples,
 )  # fmt: skip

@@ -32,6 +32,7 @@ from train.core import (
   rollback,
   schedule,
   setup,
+  staged,
   state,
   step,
   stopping,
@@ -113,7 +114,10 @@ def train(
       compiled, seconds = loop.compile_step(
         update, first, setup.abstract_batch(s.batch, s.layout), s.layout
       )
-    say(f"{s}; compiled in {seconds:.1f} s")
+    stages = staged.describe(
+      s.model, s.layout, config.train.n_micro, config.mesh.pipeline
+    )
+    say(f"{s}{stages}; compiled in {seconds:.1f} s")
     stream = stack.enter_context(
       pipeline.Prefetch(batches, config.batch.n_ahead)
     )
@@ -150,7 +154,7 @@ def make_step(
   """The optimizer and the step that a config asks for.
 
   Args:
-    config: with the sections optim, schedule, train and guard.
+    config: with the sections mesh, optim, schedule, train and guard.
     model: what is trained.
     layout: where it lives.
     objective: what is minimised.
@@ -161,10 +165,11 @@ def make_step(
   if model.dtype == "float16":
     optimizer = precision.wrap(optimizer, precision.Config())
   places = layout.shardings(axes, families.abstract(model), "grads")
+  n_micro, how = config.train.n_micro, config.mesh.pipeline
   return optimizer, step.make(
-    objective,
+    staged.make(objective, model, layout, n_micro, how),
     optimizer,
-    n_micro=config.train.n_micro,
+    n_micro=n_micro if layout.n_stages == 1 else 1,
     seed=config.train.seed,
     grad_shardings=places,
     judge=config.guard,

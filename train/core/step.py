@@ -133,17 +133,10 @@ def over_micro_batches(
   key: Array,
   n_micro: int,
 ) -> Any:
-  """Adds up function(part, key of the part) over the parts of a batch.
-
-  Row r goes to part r % n_micro: rows stay on the devices that hold them.
-  """
-
-  def split(x):
-    return jnp.moveaxis(x.reshape(-1, n_micro, *x.shape[1:]), 1, 0)
-
+  """Adds up function(part, key of the part) over the parts of a batch."""
   if n_micro == 1:
     return function(batch, jax.random.fold_in(key, 0))
-  parts = jax.tree.map(split, batch)
+  parts = split(batch, n_micro)
   shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts), key)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
@@ -154,3 +147,13 @@ def over_micro_batches(
 
   total, _ = jax.lax.scan(add, zeros, (jnp.arange(n_micro), parts))
   return total
+
+
+def split(batch: Batch, n_parts: int) -> Batch:
+  """[B, ...] -> [M, B / M, ...].
+
+  Row r goes to part r % n_parts: rows stay on the devices that hold them.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, n_parts, *x.shape[1:]), 1, 0), batch
+  )

@@ -14,6 +14,7 @@ from jax import numpy as jnp
 from data.batch import Batch
 from models import families
 from sharding.rules import Layout
+from train.core import staged
 from train.objectives import lm
 
 
@@ -31,7 +32,7 @@ def make(
     token_bytes: utf-8 bytes that each id stands for.
     layout: where parameters and batches live.
   """
-  objective = lm.make(lm.Config(), model)
+  objective = staged.make(lm.make(lm.Config(), model), model, layout)
   n_bytes_V = jnp.asarray(token_bytes, jnp.float32)
 
   @jax.jit
