@@ -74,9 +74,11 @@ def _misfit(length: int, d_head: int) -> str | None:
 def run(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
-) -> Float[Array, "B T N H"]:
+  *,
+  scale: float | None = None,
+) -> Float[Array, "B T N Hv"]:
   """Attention by the kernel that `choose` gives.
 
   Args:
@@ -84,25 +86,23 @@ def run(
     k_BSKH: keys.
     v_BSKH: values.
     mask: who may see whom.
+    scale: of the logits; 1 / sqrt(H) by default.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
   chosen = choose(length=length, d_head=d_head)
-  if chosen == "splash":
-    return splash(q_BTNH, k_BSKH, v_BSKH, mask)
-  if chosen == "chunked":
-    return chunked(q_BTNH, k_BSKH, v_BSKH, mask)
-  return attend(q_BTNH, k_BSKH, v_BSKH, mask)
+  kernel = {"splash": splash, "chunked": chunked, "reference": attend}[chosen]
+  return kernel(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale)
 
 
 def chunked(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
   chunk: int = CHUNK,
   **extras,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """The reference on one chunk of queries after the other.
 
   Args:
@@ -140,17 +140,18 @@ def chunked(
     None if bias_NTS is None else split(bias_NTS, 1),
   )
   out = jnp.moveaxis(jax.lax.map(one, parts), 0, 1)
-  return out.reshape(n_rows, -1, *q_BTNH.shape[2:])[:, :length]
+  return out.reshape(n_rows, -1, *out.shape[3:])[:, :length]
 
 
 def splash(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
+  scale: float | None = None,
   interpret: bool = False,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """The Pallas kernel, on each shard's rows and heads.
 
   Rows that nobody may see, as padding, give numbers without meaning.
@@ -160,6 +161,7 @@ def splash(
     k_BSKH: keys; as many as queries.
     v_BSKH: values.
     mask: causal, maybe with a window; segments are contiguous.
+    scale: of the logits; 1 / sqrt(H) by default.
     interpret: runs anywhere, slowly: for tests.
   """
 
@@ -167,7 +169,7 @@ def splash(
     n_groups = q.shape[2] // k.shape[2]
     kernel = _kernel(q.shape[1], n_groups, mask.window, interpret)
     q_BKGTH = (
-      (q * q.shape[3] ** -0.5)
+      (q * (q.shape[3] ** -0.5 if scale is None else scale))
       .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
       .transpose(0, 2, 3, 1, 4)
     )
@@ -177,7 +179,7 @@ def splash(
     out_BKGTH = jax.vmap(by_head)(
       q_BKGTH, k_BKSH, v_BKSH, splash_kernel.SegmentIds(segments, segments)
     )
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:3], -1)
 
   layout = rules.current()
   if layout is None:

@@ -34,6 +34,10 @@ _WHOLE: Table = {
   "vocab": (),
   "position": (),
   "router": (),
+  "balance": (),  # biases of routers, which the load moves
+  "latent": (),  # what attention compresses to, and back from
+  "latent_in": (),
+  "embed_out": (),  # of a matrix from the width of the model to itself
   "experts": (),
   "expert_in": (),  # width of the model, in an expert's matrix
 }
@@ -47,11 +51,17 @@ _ACTIVATIONS: Table = {
   "act_vocab": (),
   "lookup": (),  # width of the embedding table while rows are looked up
 }
-_FSDP: Table = {**_WHOLE, "embed": ("fsdp",), "expert_in": ("fsdp",)}
+_FSDP: Table = {
+  **_WHOLE,
+  "embed": ("fsdp",),
+  "latent_in": ("fsdp",),
+  "expert_in": ("fsdp",),
+}
 # Rows are split over `expert` too: see sharding/expert.py.
 _EXPERT: Table = {
   **_WHOLE,
   "embed": ("fsdp", "expert"),
+  "latent_in": ("fsdp", "expert"),
   "experts": ("expert",),
   "expert_in": ("fsdp",),
 }

@@ -2,6 +2,7 @@
 
 Grouped queries: arXiv 2305.13245. Soft caps: 2408.00118. Sinks: 2309.17453.
 ALiBi: 2108.12409.
+Values may be of another width than keys: Hv.
 """
 
 import jax
@@ -14,14 +15,14 @@ from models.layers.mask import Mask
 def attend(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
   scale: float | None = None,
   softcap: float | None = None,
   bias_NTS: Float[Array, "N T S"] | None = None,
   sinks_N: Float[Array, "N"] | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """The reference: O(T S) memory, softmax in fp32, masked rows give zeros.
 
   Args:
@@ -65,7 +66,7 @@ def attend(
   out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS, v_BKSH)
   # Divided at the end, and backwards at first: H numbers a query, not S.
   out_BTKGH = (out_BKMH.reshape(by_group) / total).transpose(0, 3, 1, 2, 4)
-  return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+  return out_BTKGH.reshape(*q_BTNH.shape[:3], -1).astype(q_BTNH.dtype)
 
 
 def _unnormalized_softmax(
