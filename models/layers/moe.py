@@ -33,8 +33,6 @@ from models.layers.mlp import ACTIVATIONS, MLP
 from models.weights import einsum, ragged
 from sharding import expert
 
-BALANCE = "balance"  # the axis of what the load moves: no gradient trains it
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -125,7 +123,7 @@ class Experts(nn.Module):
     ranks_BTE = jax.lax.stop_gradient(c.score(logits_BTE))
     bias_E = None
     if c.biased:
-      bias_E = vector(self, "bias", (c.n_experts,), (BALANCE,))
+      bias_E = vector(self, "bias", (c.n_experts,), ("balance",))
       ranks_BTE += jax.lax.stop_gradient(bias_E)[None, None]
     has_room = c.capacity_factor is None or deterministic
     send = _dropless if has_room else _with_capacity

@@ -27,9 +27,8 @@ from configs.ranges import (
   Positive,
   Share,
 )
-from train.core import ema, leaves, per_layer, width
-
-Axes = Any  # a tree like the parameters, of tuples of logical names
+from train.core import balance, ema, leaves, per_layer, width
+from train.core.leaves import Axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,8 @@ class _Descent:
   # Patterns of paths that are not decayed; None: all that is no matrix.
   no_decay: tuple[str, ...] | None = None
   clip: Positive | None = 1.0  # largest global norm of the gradient; GPT-3
+  # What routers' biases move by at a step; None: 0.001, where there are any.
+  bias_speed: NonNegative | None = None
   mup_width = None  # a setting only of those that it is right for
 
   def __post_init__(self):
@@ -211,9 +212,16 @@ def make(
     axes: a tree like the parameters, of tuples of logical names.
 
   Raises:
-    ValueError: a pattern of no_decay that matches no parameter.
+    ValueError: a pattern of no_decay that matches no parameter; a bias_speed of
+      nothing.
   """
+  trained, biases = leaves.split(axes, axes)
   if isinstance(config, LBFGS):
+    if biases:
+      raise ValueError(
+        "optim.name='lbfgs' follows gradients alone, and the routers of this "
+        "model have biases: set model.experts.biased=False."
+      )
     search = optax.scale_by_zoom_linesearch(
       config.search_steps, initial_guess_strategy="one"
     )
@@ -226,13 +234,22 @@ def make(
   if config.clip is not None:
     clip = optax.clip_by_global_norm(config.clip)
   step = optax.chain(
-    clip, _direction(config, axes), optax.scale_by_learning_rate(lr)
+    clip, _direction(config, trained), optax.scale_by_learning_rate(lr)
   )
   if isinstance(config, ScheduleFree):
     # optax counts from 1 here.
     step = optax.contrib.schedule_free(step, lambda i: lr(i - 1), config.b1)
   elif config.ema is not None:
     step = optax.chain(step, ema.track(config.ema))
+  speed = config.bias_speed
+  if biases:
+    speed = balance.SPEED if speed is None else speed
+    step = balance.beside(step, axes, speed)
+  elif speed is not None:
+    raise ValueError(
+      f"optim.bias_speed={speed} moves nothing: no router of this model has a "
+      "bias. Leave it out, or set model.experts.biased=True."
+    )
   return _in_float32(step)
 
 
@@ -240,7 +257,8 @@ def listing(config: Config, axes: Axes) -> str:
   """Which parameters the weight decay shrinks, a line each."""
   if not getattr(config, "weight_decay", 0.0):
     return "no parameter is decayed\n"
-  decayed = leaves.decayed(axes, config.no_decay)
+  trained, _ = leaves.split(axes, axes)
+  decayed = leaves.decayed(trained, config.no_decay)
   return "".join(
     f"{'decayed' if is_decayed else '-':<9}{path}\n"
     for path, is_decayed in decayed.items()
@@ -313,7 +331,9 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   if isinstance(state, ema.EmaState):
     mean = state.mean
   else:
-    mean = optax.contrib.schedule_free_eval_params(state, params)
+    trained = leaves.like(state.z, params)
+    mean = optax.contrib.schedule_free_eval_params(state, trained)
+  mean = leaves.join(params, mean)  # routers' biases have none
   return jax.tree.map(lambda m, p: m.astype(p.dtype), mean, params)
 
 

@@ -166,6 +166,7 @@ def make_step(
     optimizer,
     n_micro=config.train.n_micro,
     seed=config.train.seed,
+    axes=axes,
     grad_shardings=places,
     judge=config.guard,
   )
