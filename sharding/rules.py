@@ -61,7 +61,7 @@ _FSDP: Table = {
 _EXPERT: Table = {
   **_WHOLE,
   "embed": ("fsdp", "expert"),
-  "latent_in": ("fsdp", "expert"),
+  "latent_in": ("fsdp",),
   "experts": ("expert",),
   "expert_in": ("fsdp",),
 }

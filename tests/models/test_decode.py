@@ -10,8 +10,8 @@ import pytest
 from jax import numpy as jnp
 
 from models import cache as caches
-from models import decode, families, gpt, llama, mixtral, sampling
-from models.layers import moe, position, stack
+from models import decode, deepseek, families, gpt, llama, mixtral, sampling
+from models.layers import latent, moe, position, stack
 from sharding import mesh, rules
 
 _LLAMA = llama.Config(
@@ -36,6 +36,29 @@ CONFIGS = {
   "mixtral": mixtral.Config(
     **vars(_LLAMA),
     experts=moe.Config(n_experts=4, n_active=2, capacity_factor=0.5),
+  ),
+  "deepseek": deepseek.Config(
+    vocab_size=64,
+    d_model=16,
+    n_layers=3,
+    n_heads=4,
+    d_ff=32,
+    d_expert=8,
+    experts=moe.Config(
+      n_experts=8,
+      n_active=2,
+      n_shared=1,
+      scores="sigmoid",
+      biased=True,
+      n_groups=4,
+      n_active_groups=2,
+      n_ranking=2,
+    ),
+    attention=latent.Config(
+      q_rank=8, kv_rank=6, d_plain=6, d_rotary=4, d_value=10
+    ),
+    ahead=True,
+    dtype="float32",
   ),
   "gpt": gpt.Config(
     vocab_size=64,
