@@ -10,6 +10,7 @@ Weight decay is decoupled for all, p -= lr * weight_decay * p as in AdamW
 """
 
 import dataclasses
+import math
 from typing import Annotated, Any
 
 import jax
@@ -27,7 +28,7 @@ from configs.ranges import (
   Positive,
   Share,
 )
-from train.core import balance, ema, leaves, per_layer, width
+from train.core import balance, ema, leaves, moments, per_layer, width
 from train.core.leaves import Axes
 
 
@@ -93,6 +94,7 @@ class AdamW(_Averaged, _Entrywise):
   b2: Fraction = 0.95
   eps: Epsilon = 1e-8
   weight_decay: NonNegative = 0.1
+  moments: moments.Kind = "float32"  # between steps; vectors' are always so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,8 +280,11 @@ def _direction(config: Config, axes: Axes) -> optax.GradientTransformation:
       return decay
     case SGD():
       return optax.chain(optax.trace(c.momentum, c.nesterov), decay)
-    case AdamW():
+    case AdamW(moments="float32"):
       return optax.chain(optax.scale_by_adam(c.b1, c.b2, c.eps), decay)
+    case AdamW():
+      adam = moments.scale_by_adam(axes, c.b1, c.b2, c.eps, c.moments)
+      return optax.chain(adam, decay)
     case LAMB():  # the decay is part of what gets the weight's norm
       adam = optax.scale_by_adam(c.b1, c.b2, c.eps)
       return optax.chain(adam, decay, per_layer.scale_by_trust_ratio(axes))
@@ -355,8 +360,9 @@ def shardings(
 ) -> Any:
   """Places the optimizer state like the parameters that its leaves mirror.
 
-  A dim that the state reduced to size 1 (Adafactor) is whole, and so is one
-  that it put in front (L-BFGS); what mirrors no parameter is on every device.
+  A dim that the state reduced (Adafactor: to 1; scales of blocks) is split as
+  long as that divides it; one that it put in front (L-BFGS) is whole. What
+  mirrors no parameter is on every device.
 
   Args:
     optimizer: what `make` returned.
@@ -385,13 +391,19 @@ def shardings(
     shape, sharding = mirrored[end]
     n_front = leaf.ndim - len(shape)
     spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
+    sizes = leaf.shape[n_front:]
     kept = (
-      split if size == leaf.shape[n_front + dim] else None
-      for dim, (size, split) in enumerate(zip(shape, spec, strict=True))
+      None if split is None or size % _n_shards(mesh, split) else split
+      for size, split in zip(sizes, spec, strict=True)
     )
     return sharding.update(spec=P(*(None,) * n_front, *kept))
 
   return jax.tree.map_with_path(place, state)
+
+
+def _n_shards(mesh: Any, split: str | tuple[str, ...]) -> int:
+  axes = (split,) if isinstance(split, str) else split
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _in_float32(
