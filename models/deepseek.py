@@ -211,7 +211,7 @@ _YARN = position.Scaling(
 )
 
 PRESETS = {
-  # Throughline's own: the quickstart's sizes, 2 of 16 experts and a shared one.
+  # Throughline's own: the quickstart's sizes, 4 of 16 experts and a shared one.
   "5m": Config(
     vocab_size=4096,
     d_model=192,

@@ -52,7 +52,8 @@ def test_presets_have_the_published_number_of_parameters(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["llama3_70b", "qwen3_8b", "gpt2_1558m", "mixtral_8x7b"]
+  "name",
+  ["llama3_70b", "qwen3_8b", "gpt2_1558m", "mixtral_8x7b", "deepseek_v3"],
 )
 def test_every_dimension_of_every_weight_has_a_name(name):
   shapes = families.abstract(PRESETS[name])
