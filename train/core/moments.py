@@ -3,8 +3,8 @@
 Blockwise quantization: arXiv 2110.02861. Up to 128 neighbours along the last
 dim of a weight share one fp32 scale, the largest of them, and each is one of
 2 * 127 + 1 parts of it (256 of a second moment). Blocks lie within the shards
-of a weight. Vectors, and weights whose last dim has no divisor between 16 and
-128, stay fp32: `whole` tells which.
+of a weight. Vectors stay fp32, and so does, of 8 bits, what has no divisor
+between 16 and 128 as its last dim: `whole` tells.
 
 Deviations: the parts are powers, (k / 127)^3 and (k / 255)^6, in the place of a
 table: as fine at the top (2.4 %), as far down (2e-6 of the largest step), and
@@ -63,15 +63,11 @@ def scale_by_adam(
   """
 
   def encoded(names, step, first, second, key):
-    if not _is_large(names, first.shape):
-      none = optax.MaskedNode()
+    keys, none = jax.random.split(key), optax.MaskedNode()
+    if kind == "bfloat16" and _is_matrix(names):
+      first, second = to_bf16(first, keys[0]), to_bf16(second, keys[1])
+    if kind == "bfloat16" or not _has_blocks(names, first.shape):
       return _Leaf(step, first, second, none, none)
-    keys = jax.random.split(key)
-    if kind == "bfloat16":
-      none = optax.MaskedNode()
-      return _Leaf(
-        step, to_bf16(first, keys[0]), to_bf16(second, keys[1]), none, none
-      )
     parts, scale = quantize(first, keys[0], *_FIRST)
     first, second = parts.astype(jnp.int8), quantize(second, keys[1], *_SECOND)
     # A second moment of 0 would make a step of any length.
@@ -110,16 +106,22 @@ def block(n: int) -> int:
 
 
 def whole(axes: Axes, shapes: Any) -> list[str]:
-  """Paths of the weights whose moments stay fp32."""
-  kept = leaves.map(
-    lambda names, x: not _is_large(names, x.shape), axes, shapes
-  )
-  flat = zip(leaves.paths(axes), jax.tree.leaves(kept), strict=True)
+  """Paths of the matrices and tables that have no blocks: they stay fp32."""
+
+  def stays(names, x):
+    return _is_matrix(names) and not _has_blocks(names, x.shape)
+
+  kept = jax.tree.leaves(leaves.map(stays, axes, shapes))
+  flat = zip(leaves.paths(axes), kept, strict=True)
   return [path for path, is_whole in flat if is_whole]
 
 
-def _is_large(names: leaves.Names, shape: tuple[int, ...]) -> bool:
-  return bool(leaves.sides(names)[1]) and block(shape[-1]) >= _SMALLEST
+def _is_matrix(names: leaves.Names) -> bool:
+  return bool(leaves.sides(names)[1])
+
+
+def _has_blocks(names: leaves.Names, shape: tuple[int, ...]) -> bool:
+  return _is_matrix(names) and block(shape[-1]) >= _SMALLEST
 
 
 def quantize(

@@ -26,6 +26,7 @@ from train.core import (
   hardware,
   lock,
   loop,
+  moments,
   optim,
   precision,
   preemption,
@@ -93,6 +94,12 @@ def train(
   workdir, ledger, say = session.workdir, session.ledger, session.say
   settings = setup.settle(config, workdir, sections, say)
   optimizer, update = make_step(config, s.model, s.layout, objective)
+  if getattr(config.optim, "moments", None) == "int8":
+    shapes = families.abstract(s.model)
+    if whole := moments.whole(families.axes(s.model), shapes):
+      say(
+        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
+      )
   batches = pipeline.train_batches(
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
