@@ -36,6 +36,7 @@ def unrolled(config: Config, params: Params) -> tuple[Config, Params]:
   params = {
     name: stack.unstack(part) if "layers" in part else part
     for name, part in params.items()
+    if name != "ahead"  # what predicts the token after next, in training
   }
 
   def cast(leaf: Array) -> Array:
