@@ -31,6 +31,8 @@ from configs.ranges import (
 from train.core import balance, ema, leaves, moments, per_layer, width
 from train.core.leaves import Axes
 
+_Moments = moments.Kind  # a field hides the module
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Descent:
@@ -94,7 +96,7 @@ class AdamW(_Averaged, _Entrywise):
   b2: Fraction = 0.95
   eps: Epsilon = 1e-8
   weight_decay: NonNegative = 0.1
-  moments: moments.Kind = "float32"  # between steps; vectors' are always so
+  moments: _Moments = "float32"  # between steps; vectors' are always so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
