@@ -48,10 +48,6 @@ def make(
 
   judge = judge or guard.Config()
 
-  def norm(tree):
-    trained = tree if axes is None else leaves.split(axes, tree)[0]
-    return optax.tree.norm(trained)
-
   def summed(params, batch, key, scale):
     def loss(params):
       loss_sum, weight_sum, metrics = objective(params, batch, key)
@@ -95,12 +91,17 @@ def make(
     )
     one = jnp.ones(())
     metrics["update_norm"], metrics["grad_norm"] = (
-      (norm(tree), one) for tree in (updates, grads)
+      (_norm(axes, tree), one) for tree in (updates, grads)
     )
     metrics |= precision.metrics(opt_state)
     return _judged(judge, state, new, loss, grads, batch, metrics)
 
   return step
+
+
+def _norm(axes: leaves.Axes | None, tree: Any) -> Array:
+  """The global norm of what gradients train."""
+  return optax.tree.norm(tree if axes is None else leaves.split(axes, tree)[0])
 
 
 def _judged(
