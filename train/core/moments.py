@@ -3,13 +3,14 @@
 Blockwise quantization: arXiv 2110.02861. Up to 128 neighbours along the last
 dim of a weight share one fp32 scale, the largest of them, and each is one of
 2 * 127 + 1 parts of it (256 of a second moment). Blocks lie within the shards
-of a weight. Vectors stay fp32, and so does, of 8 bits, what has no divisor
-between 16 and 128 as its last dim: `whole` tells.
+of a weight whose widths are multiples of theirs. Vectors stay fp32, and so
+does, of 8 bits, what has no divisor from 16 to 128 as its last dim: `whole`
+tells.
 
 Deviations: the parts are powers, (k / 127)^3 and (k / 255)^6, in the place of a
-table: as fine at the top (2.4 %), as far down (2e-6 of the largest step), and
-no look-up. Rounding is to either neighbour by chance, so that a moment's mean
-is right: to the nearest, one that moves by less than half a part never would.
+table: 2.4 % apart at the top, down to 5e-7 of the scale, and without a look-up.
+Rounding is to either neighbour by chance, so that a moment is right in the
+mean: to the nearest, one that moves by less than half a part never would.
 Steps are no longer than Adam's can be, |m| / sqrt(v) by Cauchy and Schwarz.
 """
 
