@@ -84,9 +84,11 @@ def _misfit(length: int, d_head: int) -> str | None:
 def run(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
-) -> Float[Array, "B T N H"]:
+  *,
+  scale: float | None = None,
+) -> Float[Array, "B T N Hv"]:
   """Attention by the kernel that `choose` gives.
 
   Args:
@@ -94,18 +96,20 @@ def run(
     k_BSKH: keys.
     v_BSKH: values.
     mask: who may see whom.
+    scale: of the logits; 1 / sqrt(H) by default.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
   chosen, layout = choose(length=length, d_head=d_head), rules.current()
   if chosen == "splash":
-    return splash(q_BTNH, k_BSKH, v_BSKH, mask)
+    return splash(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale)
   kernel = {"chunked": chunked, "reference": attend}[chosen]
+  kernel = functools.partial(kernel, scale=scale)
   if context.size(layout) == 1:
     return kernel(q_BTNH, k_BSKH, v_BSKH, mask)
   context.check(layout, length=length, n_kv_heads=k_BSKH.shape[2])
   if layout.exchange == "ring":
     block = context_attention.BLOCK if chosen == "chunked" else None
-    kernel = functools.partial(context_attention.ring, block)
+    kernel = functools.partial(context_attention.ring, block, scale)
   else:
     kernel = context_attention.AROUND[layout.exchange](kernel)
   return context.on_shards(kernel, q_BTNH, k_BSKH, v_BSKH, mask)
@@ -114,12 +118,12 @@ def run(
 def chunked(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
   chunk: int = CHUNK,
   **extras,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """The reference on one chunk of queries after the other.
 
   Args:
@@ -157,17 +161,18 @@ def chunked(
     None if bias_NTS is None else split(bias_NTS, 1),
   )
   out = jnp.moveaxis(jax.lax.map(one, parts), 0, 1)
-  return out.reshape(n_rows, -1, *q_BTNH.shape[2:])[:, :length]
+  return out.reshape(n_rows, -1, *out.shape[3:])[:, :length]
 
 
 def splash(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
+  scale: float | None = None,
   interpret: bool = False,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """The Pallas kernel, on each shard's rows and heads.
 
   Rows that nobody may see, as padding, give numbers without meaning.
@@ -177,21 +182,22 @@ def splash(
     k_BSKH: keys; as many as queries.
     v_BSKH: values.
     mask: causal, maybe with a window; segments are contiguous.
+    scale: of the logits; 1 / sqrt(H) by default.
     interpret: runs anywhere, slowly: for tests.
   """
 
-  local = functools.partial(_splash_on_shard, interpret)
+  local = functools.partial(_splash_on_shard, interpret, scale)
   layout = rules.current()
   if context.size(layout) > 1:
     local = context_attention.AROUND[layout.exchange](local)
   return context.on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
-def _splash_on_shard(interpret, q, k, v, mask):
+def _splash_on_shard(interpret, scale, q, k, v, mask):
   n_groups, n_shards = q.shape[2] // k.shape[2], k.shape[1] // q.shape[1]
   kernel = _kernel(k.shape[1], n_shards, n_groups, mask.window, interpret)
   q_BKGTH = (
-    (q * q.shape[3] ** -0.5)
+    (q * (q.shape[3] ** -0.5 if scale is None else scale))
     .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
     .transpose(0, 2, 3, 1, 4)
   )
@@ -204,7 +210,7 @@ def _splash_on_shard(interpret, q, k, v, mask):
     v_BKSH,
     splash_kernel.SegmentIds(mask.q_segments, mask.kv_segments),
   )
-  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:3], -1)
 
 
 def _kernel(

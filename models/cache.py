@@ -2,7 +2,9 @@
 
 Position p of a row lies in slot p % C of a layer. Padding is never written, so
 rows of different lengths live side by side whichever side they were padded on;
-a sliding layer has only as many slots as its window, and wraps.
+a sliding layer has only as many slots as its window, and wraps. What an
+attention keeps is its own: `config.kept` says (heads, width of keys, of values),
+where compressed keys and values are one head.
 Extra letters: C slots of a layer.
 """
 
@@ -27,7 +29,7 @@ class LayerCache:
   """One layer's slots, laid out as the attention of one token reads them."""
 
   keys: Float[Array, "B K C H"]
-  values: Float[Array, "B K C H"]
+  values: Float[Array, "B K C Hv"]
 
 
 @typing.no_type_check
@@ -37,6 +39,11 @@ class Cache:
 
   layers: list[LayerCache]
   lengths: Int[Array, "B"]
+
+  def split(self, n: int) -> tuple["Cache", "Cache"]:
+    """The first n layers, and the rest."""
+    parts = self.layers[:n], self.layers[n:]
+    return tuple(Cache(layers, self.lengths) for layers in parts)
 
 
 def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
@@ -48,13 +55,23 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
     n_slots: of a full layer; a sliding one has as many as its window at most.
   """
 
-  def zeros(kind: str) -> Float[Array, "B K C H"]:
+  n_heads, *widths = config.kept
+  # One head is never split.
+  names = NAMES if n_heads > 1 else ("batch", None, None, None)
+
+  def zeros(kind: str) -> LayerCache:
     size = n_slots if kind == "full" else min(n_slots, config.window)
-    shape = (n_rows, config.n_kv_heads, size, config.d_head)
-    return constrain(jnp.zeros(shape, config.dtype), *NAMES)
+    return LayerCache(
+      *(
+        constrain(
+          jnp.zeros((n_rows, n_heads, size, width), config.dtype), *names
+        )
+        for width in widths
+      )
+    )
 
   kinds = config.pattern * (config.n_layers // len(config.pattern))
-  layers = [LayerCache(zeros(kind), zeros(kind)) for kind in kinds]
+  layers = [zeros(kind) for kind in kinds]
   return Cache(layers, constrain(jnp.zeros(n_rows, jnp.int32), "batch"))
 
 
@@ -62,7 +79,7 @@ def extend(
   old: LayerCache,
   lengths: Int[Array, "B"],
   k_BTKH: Float[Array, "B T K H"],
-  v_BTKH: Float[Array, "B T K H"],
+  v_BTKH: Float[Array, "B T K Hv"],
   mask: Mask,
 ) -> tuple[LayerCache, LayerCache, Mask]:
   """Writes T new tokens behind the `lengths` read so far.

@@ -56,28 +56,30 @@ def ulysses(kernel: Kernel) -> Kernel:
 AROUND = {"gather": gather, "ulysses": ulysses}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def ring(
   block: int | None,
+  scale: float | None,
   q: Float[Array, "B T N H"],
   k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
+  v: Float[Array, "B S K Hv"],
   mask: Mask,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """Own queries meet the keys of one shard after the other.
 
   Args:
     block: queries, and keys, whose logits are held at once; None: all that
       lie on a shard.
+    scale: of the logits; 1 / sqrt(H) where None.
     q: own queries.
     k: own keys.
     v: own values.
     mask: of these.
   """
-  return _forward(block, q, k, v, mask)[0]
+  return _forward(block, scale, q, k, v, mask)[0]
 
 
-def _forward(block, q, k, v, mask):
+def _forward(block, scale, q, k, v, mask):
   """Softmax in one pass: the sums fade as a higher logit comes."""
   queries = _cut(block, (q, mask.q_positions, mask.q_segments))
   keys = _cut(block, (k, v, mask.kv_positions, mask.kv_segments))
@@ -88,7 +90,7 @@ def _forward(block, q, k, v, mask):
 
     def add(state):
       sums, total, top = state
-      more, weight, higher = weigh(q, k, v, seen, least=top)
+      more, weight, higher = weigh(q, k, v, seen, scale=scale, least=top)
       fade = jnp.exp(top - higher)
       return sums * fade + more, total * fade + weight, higher
 
@@ -106,7 +108,7 @@ def _forward(block, q, k, v, mask):
   return out, (q, k, v, mask, out, log_total)
 
 
-def _backward(block, saved, grad_out):
+def _backward(block, scale, saved, grad_out):
   """The blocks again, with weights that add up to 1; gradients travel along."""
   q, k, v, mask, out, log_total = saved
   by_group = lambda x: x.reshape(*x.shape[:2], k.shape[2], -1, x.shape[3])  # noqa: E731
@@ -125,7 +127,7 @@ def _backward(block, saved, grad_out):
 
     def add(grads):
       def sums(q, k, v):
-        return weigh(q, k, v, seen, least=top)[:2]
+        return weigh(q, k, v, seen, scale=scale, least=top)[:2]
 
       (of_v, _), pull = jax.vjp(sums, q, k, v)
       more = pull((grad_sums.astype(of_v.dtype), grad_total))

@@ -33,7 +33,11 @@ def unrolled(config: Config, params: Params) -> tuple[Config, Params]:
   """
   if not config.scanned:
     return config, params
-  params = {**params, "stack": stack.unstack(params["stack"])}
+  params = {
+    name: stack.unstack(part) if "layers" in part else part
+    for name, part in params.items()
+    if name != "ahead"  # what predicts the token after next, in training
+  }
 
   def cast(leaf: Array) -> Array:
     floating = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1

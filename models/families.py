@@ -9,7 +9,7 @@ from flax.core import meta
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from models import gpt, llama, mixtral
+from models import deepseek, gpt, llama, mixtral
 from models.weights import Weight, einsum
 from sharding import rules
 
@@ -17,6 +17,7 @@ FAMILIES: dict[str, type] = {
   "llama": llama.Config,
   "gpt": gpt.Config,
   "mixtral": mixtral.Config,
+  "deepseek": deepseek.Config,
 }
 
 Config = Any  # one of FAMILIES

@@ -21,20 +21,7 @@ def n_matmul_params(config: families.Config) -> int:
   """Parameters that multiply every token: not the looked-up tables, but the
   head, also where it is the embedding; of experts as many as are active.
   """
-  shapes, names = families.abstract(config), families.axes(config)
-  is_names = lambda x: isinstance(x, tuple)  # noqa: E731
-  experts = getattr(config, "experts", None)
-  active = experts.n_active / experts.n_experts if experts else 1
-  total = sum(
-    math.prod(leaf.shape) * (active if "experts" in axes else 1)
-    for leaf, axes in zip(
-      jax.tree.leaves(shapes),
-      jax.tree.leaves(names, is_leaf=is_names),
-      strict=True,
-    )
-    if not {"vocab", "position"} & set(axes)
-  )
-  return round(total) + config.vocab_size * config.d_model
+  return _n_matmul(config, is_ahead=False)
 
 
 def forward_per_token(config: families.Config, length: int) -> float:
@@ -45,10 +32,41 @@ def forward_per_token(config: families.Config, length: int) -> float:
     seen = length / 2
     if kind == "sliding" and config.window < length:
       seen = config.window * (1 - config.window / (2 * length))
-    attention += 4 * config.n_heads * config.d_head * seen
+    attention += _attention(config, seen)
   return 2 * n_matmul_params(config) + attention
 
 
 def train_per_token(config: families.Config, length: int) -> float:
-  """FLOPs per token of forward and backward: three forward passes."""
-  return 3 * forward_per_token(config, length)
+  """FLOPs per token of forward and backward: three forward passes, also of
+  what predicts the token after next.
+  """
+  forward = forward_per_token(config, length)
+  if getattr(config, "ahead", False):
+    forward += 2 * _n_matmul(config, is_ahead=True)
+    forward += _attention(config, length / 2)
+  return 3 * forward
+
+
+def _attention(config: families.Config, n_seen: float) -> float:
+  """FLOPs per token of a layer: logits, and what they weigh, over n_seen keys."""
+  d_value = getattr(config, "d_value", config.d_head)
+  return 2 * config.n_heads * (config.d_head + d_value) * n_seen
+
+
+def _n_matmul(config: families.Config, *, is_ahead: bool) -> int:
+  """Of the model alone, or of what training adds to predict further."""
+  shapes, names = families.abstract(config), families.axes(config)
+  is_names = lambda x: isinstance(x, tuple)  # noqa: E731
+  experts = getattr(config, "experts", None)
+  active = experts.n_active / experts.n_experts if experts else 1
+  total = sum(
+    math.prod(leaf.shape) * (active if "experts" in axes else 1)
+    for (path, leaf), axes in zip(
+      jax.tree.leaves_with_path(shapes),
+      jax.tree.leaves(names, is_leaf=is_names),
+      strict=True,
+    )
+    if not {"vocab", "position", "balance"} & set(axes)
+    and (path[0].key == "ahead") == is_ahead
+  )
+  return round(total) + config.vocab_size * config.d_model

@@ -49,6 +49,7 @@ class Config:
   # What a decoder-only architecture tells the cache and the FLOP count.
   n_kv_heads = property(lambda self: self.n_heads)
   d_head = property(lambda self: self.d_model // self.n_heads)
+  kept = property(lambda self: (self.n_heads, self.d_head, self.d_head))
   pattern = ("full",)
   window = None
   tied = True

@@ -75,6 +75,11 @@ class Config:
         "the first: give d_head=4 or more."
       )
 
+  @property
+  def kept(self) -> tuple[int, int, int]:
+    """What decoding keeps of a token: heads, width of keys and of values."""
+    return self.n_kv_heads, self.d_head, self.d_head
+
 
 class Block(nn.Module):
   """x + attention(norm x), then x + mlp(norm x)."""
@@ -91,29 +96,32 @@ class Block(nn.Module):
     lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
     c = self.config
-    dtype = jnp.dtype(c.dtype)
-    attention = Attention(
-      n_heads=c.n_heads,
-      n_kv_heads=c.n_kv_heads,
-      d_head=c.d_head,
-      dtype=dtype,
-      window=c.window if self.kind == "sliding" else None,
-      qkv_biased=c.qkv_biased,
-      qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
-      name="attention",
-    )
     drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
     h = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
-    h, cache = attention(h, side.mask, side.rotary, cache, lengths)
+    h, cache = self.self_attention()(h, side.mask, side.rotary, cache, lengths)
     x += drop(h)
     h = RMSNorm(c.norm_epsilon, name="mlp_norm")(x)
     x += drop(self.feed_forward(h, side))
     return stack.residual(x), cache
 
+  def self_attention(self) -> nn.Module:
+    """What kin of Llama may put something else in the place of."""
+    c = self.config
+    return Attention(
+      n_heads=c.n_heads,
+      n_kv_heads=c.n_kv_heads,
+      d_head=c.d_head,
+      dtype=jnp.dtype(c.dtype),
+      window=c.window if self.kind == "sliding" else None,
+      qkv_biased=c.qkv_biased,
+      qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
+      name="attention",
+    )
+
   def feed_forward(
     self, x: Float[Array, "B T D"], side: stack.Side
   ) -> Float[Array, "B T D"]:
-    """What kin of Llama put something else in the place of."""
+    """As `self_attention`, of the other branch."""
     del side
     c = self.config
     return MLP(c.d_ff, "silu", jnp.dtype(c.dtype), gated=True, name="mlp")(x)

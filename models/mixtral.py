@@ -27,10 +27,15 @@ class Block(llama.Block):
 
   def feed_forward(self, x: Any, side: stack.Side) -> Any:
     """Experts in the place of the one feed-forward."""
-    c = self.config
-    layer = Experts(c.experts, c.d_ff, "silu", jnp.dtype(c.dtype), name="mlp")
-    live = jnp.not_equal(side.mask.q_segments, 0)
-    return layer(x, live, side.deterministic)
+    return experts(self.config, self.config.d_ff, x, side)
+
+
+def experts(config: Any, d_ff: int, x: Any, side: stack.Side) -> Any:
+  """The experts of a block, of width d_ff each; called within the block."""
+  dtype = jnp.dtype(config.dtype)
+  layer = Experts(config.experts, d_ff, "silu", dtype, name="mlp")
+  live = jnp.not_equal(side.mask.q_segments, 0)
+  return layer(x, live, side.deterministic)
 
 
 class Model(llama.Model):

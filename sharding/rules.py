@@ -38,6 +38,10 @@ _WHOLE: Table = {
   "vocab": (),
   "position": (),
   "router": (),
+  "balance": (),  # biases of routers, which the load moves
+  "latent": (),  # what attention compresses to, and back from
+  "latent_in": (),
+  "embed_out": (),  # of a matrix from the width of the model to itself
   "experts": (),
   "expert_in": (),  # width of the model, in an expert's matrix
 }
@@ -59,6 +63,7 @@ _FSDP: Table = {
   **_WHOLE,
   "embed": ("fsdp", "context"),
   "expert_in": ("fsdp", "context"),
+  "latent_in": ("fsdp", "context"),
 }
 # Rows are split over `expert` too: see sharding/expert.py.
 _EXPERT: Table = {

@@ -13,8 +13,8 @@ import numpy as np
 from jax import numpy as jnp
 
 from data.batch import Batch
-from models import families, gpt, llama, mixtral
-from models.layers import moe
+from models import deepseek, families, gpt, llama, mixtral
+from models.layers import latent, moe
 from models.layers.position import Scaling
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
@@ -41,6 +41,31 @@ def _experts(config: llama.Config, **experts) -> mixtral.Config:
   return mixtral.Config(**{**vars(config), "d_ff": 24}, experts=sizes)
 
 
+def _deepseek(mscale: float, **settings) -> deepseek.Config:
+  """Three layers, the first ones dense; `settings` of attention or experts."""
+  widths = dict(kv_rank=12, d_plain=8, d_rotary=4, d_value=6)
+  q_rank, n_dense = settings.pop("q_rank", None), settings.pop("n_dense", 1)
+  yarn = Scaling(
+    kind="yarn", factor=4.0, original_length=512, attention_factor=1.0
+  )
+  return deepseek.Config(
+    vocab_size=48,
+    d_model=32,
+    n_layers=3,
+    n_heads=4,
+    d_ff=56,
+    d_expert=24,
+    n_dense=n_dense,
+    experts=moe.Config(n_experts=8, n_active=3, **settings),
+    attention=latent.Config(**widths, q_rank=q_rank, mscale=mscale),
+    max_length=16,
+    rope_scaling=yarn if mscale else None,
+    dtype="float32",
+  )
+
+
+_LIMITED = dict(n_groups=4, n_active_groups=2)
+
 CASES: dict[str, families.Config] = {
   "llama": _LLAMA,
   "llama_linear": _stretched(kind="linear", factor=4.0),
@@ -57,6 +82,21 @@ CASES: dict[str, families.Config] = {
   "mixtral_roomy": _experts(_LLAMA, capacity_factor=2.5),  # room for all
   "qwen3_moe": _experts(
     dataclasses.replace(_LLAMA, qk_normed=True), gates_normed=False
+  ),
+  "deepseek_v2_lite": _deepseek(0.707, n_shared=2, gates_normed=False),
+  "deepseek_v2": _deepseek(
+    0.0, n_shared=2, gates_normed=False, gate_scale=2.0, q_rank=20, **_LIMITED
+  ),
+  "deepseek_v3": _deepseek(
+    1.0,
+    n_shared=1,
+    scores="sigmoid",
+    gate_scale=2.5,
+    biased=True,
+    n_ranking=2,
+    q_rank=20,
+    n_dense=2,
+    **_LIMITED,
   ),
   "gpt2": gpt.Config(
     vocab_size=48,

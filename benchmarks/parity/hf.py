@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from benchmarks.parity import cases, names
-from models import families, gpt, mixtral
+from models import deepseek, families, gpt, mixtral
 from models.layers.position import Scaling
 
 
@@ -16,6 +16,7 @@ def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
   are zero.
   """
   model = build(config)
+  loads = _count_loads(model)
   batch = cases.batch(config)
   logits = torch.zeros((*batch.tokens.shape, config.vocab_size))
   nll = torch.zeros(())
@@ -30,7 +31,28 @@ def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
       logits[row, where] = out.detach()
   (nll / float(batch.weights.sum())).backward()
   gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  gradients |= {name: load - load.mean() for name, load in loads.items()}
   return logits.numpy(), names.from_theirs(config, gradients)
+
+
+def _count_loads(model: torch.nn.Module) -> dict[str, np.ndarray]:
+  """Name of every router's bias -> the tokens of each expert, as they come."""
+  loads = {}
+
+  def watch(name, size):
+    loads[name] = np.zeros(size, np.float32)
+
+    def add(module, inputs, outputs):
+      loads[name] += np.bincount(outputs[2].reshape(-1), minlength=size)
+
+    return add
+
+  for name, bias in model.named_buffers():
+    router, _, last = name.rpartition(".")
+    if last == "e_score_correction_bias":
+      hook = watch(name, len(bias))
+      model.get_submodule(router).register_forward_hook(hook)
+  return loads
 
 
 def build(config: families.Config) -> torch.nn.Module:
@@ -61,6 +83,8 @@ def their_config(config: families.Config) -> transformers.PretrainedConfig:
       bos_token_id=None,
       eos_token_id=None,
     )
+  if isinstance(c, deepseek.Config):
+    return _deepseek(c)
   if isinstance(c, mixtral.Config):
     kind, extra = _experts(c)
   elif c.qk_normed:
@@ -99,6 +123,50 @@ def _experts(config: mixtral.Config) -> tuple[type, dict]:
     "num_local_experts": e.n_experts,
     "num_experts_per_tok": e.n_active,
   }
+
+
+def _deepseek(config: deepseek.Config) -> transformers.PretrainedConfig:
+  c, e, a = config, config.experts, config.attention
+  if e.scores == "sigmoid":
+    kind = transformers.DeepseekV3Config
+    extra = {"num_mtp_layers": 0}
+  else:
+    kind = transformers.DeepseekV2Config
+    is_limited = e.n_groups > 1
+    extra = {"topk_method": "group_limited_greedy" if is_limited else "greedy"}
+  rotary = rope(c.rope_theta, c.rope_scaling, c.max_length)
+  if a.mscale:  # as published: their ratio is the factor of the phases, 1
+    del rotary["rope_parameters"]["attention_factor"]
+    rotary["rope_parameters"] |= {
+      "mscale": a.mscale,
+      "mscale_all_dim": a.mscale,
+    }
+  return kind(
+    vocab_size=c.vocab_size,
+    hidden_size=c.d_model,
+    num_hidden_layers=c.n_layers,
+    num_attention_heads=c.n_heads,
+    num_key_value_heads=c.n_heads,
+    q_lora_rank=a.q_rank,
+    kv_lora_rank=a.kv_rank,
+    qk_nope_head_dim=a.d_plain,
+    qk_rope_head_dim=a.d_rotary,
+    v_head_dim=a.d_value,
+    intermediate_size=c.d_ff,
+    moe_intermediate_size=c.d_expert,
+    first_k_dense_replace=c.n_dense,
+    n_routed_experts=e.n_experts,
+    num_experts_per_tok=e.n_active,
+    n_shared_experts=e.n_shared,
+    routed_scaling_factor=e.gate_scale,
+    norm_topk_prob=e.gates_normed,
+    n_group=e.n_groups,
+    topk_group=e.n_active_groups,
+    rms_norm_eps=c.norm_epsilon,
+    tie_word_embeddings=c.tied,
+    **rotary,
+    **extra,
+  )
 
 
 def rope(theta: float, scaling: Scaling | None, length: int) -> dict:

@@ -25,6 +25,9 @@ class Row:
   n_in: int = 0  # leading dimensions of ours that are inputs; 0: a vector
   transposed: bool = False
   n_copies: int = 0  # dimensions ahead of those that list whole matrices
+  n_common: int = (
+    0  # leading outputs, as heads, in which ours are laid together
+  )
 
 
 def _linear(theirs: str, ours: str, n_in: int = 1) -> Row:
@@ -98,10 +101,60 @@ def _mixtral() -> tuple[Row, ...]:
   )
 
 
+def _deepseek() -> tuple[Row, ...]:
+  def of_layer(ours):
+    theirs = "model.layers.{i}."
+    attn, inner = theirs + "self_attn.", ours + "attention/"
+    norms = {
+      theirs + "input_layernorm": ours + "attention_norm",
+      theirs + "post_attention_layernorm": ours + "mlp_norm",
+      attn + "q_a_layernorm": inner + "q_norm",
+      attn + "kv_a_layernorm": inner + "kv_norm",
+    }
+    kv_down = (inner + "kv_down", inner + "k_rotary")
+    kv_up = (inner + "k_up", inner + "v_up")
+    return (
+      *[Row(f"{hf}.weight", (f"{name}/scale",)) for hf, name in norms.items()],
+      _linear(attn + "q_proj", inner + "q"),
+      _linear(attn + "q_a_proj", inner + "q_down"),
+      _linear(attn + "q_b_proj", inner + "q_up"),
+      Row(attn + "kv_a_proj_with_mqa.weight", kv_down, 1, True),
+      Row(attn + "kv_b_proj.weight", kv_up, 1, True, n_common=1),
+      _linear(attn + "o_proj", inner + "o", 2),
+      *[
+        _linear(f"{theirs}mlp.{hf}{x}_proj", f"{ours}mlp/{name}{x}")
+        for x in ("gate", "up", "down")
+        for hf, name in (("", ""), ("shared_experts.", "shared/"))
+      ],
+    )
+
+  theirs, ours = "model.layers.{i}.mlp.", "stack/layer_{j}/mlp/"
+  moved = [
+    dataclasses.replace(
+      row, ours=tuple(name.replace("{i}", "{j}") for name in row.ours)
+    )
+    for row in _mixtral()
+    if ".mlp." in row.theirs
+  ]
+  return (
+    *[row for row in _llama() if "{i}" not in row.theirs],
+    *of_layer("dense/layer_{i}/"),
+    # Of experts, "gate" and its kind are stacks: other rows say how.
+    *[
+      row
+      for row in of_layer("stack/layer_{j}/")
+      if ".mlp." not in row.theirs or "shared" in row.theirs
+    ],
+    *moved,
+    Row(theirs + "gate.e_score_correction_bias", (ours + "bias",)),
+  )
+
+
 TABLES: dict[str, tuple[Row, ...]] = {
   "llama": _llama(),
   "gpt": _gpt(),
   "mixtral": _mixtral(),
+  "deepseek": _deepseek(),
 }
 
 
@@ -109,11 +162,17 @@ def to_theirs(
   config: families.Config, params: families.Params
 ) -> dict[str, np.ndarray]:
   """Our scanned parameters -> their state dict (a tied head is left out)."""
-  ours = _flat({**params, "stack": stack.unstack(params["stack"])})
+  ours = _flat(
+    {
+      name: stack.unstack(part) if "layers" in part else part
+      for name, part in params.items()
+    }
+  )
   theirs = {}
   for row in _rows(config, ours):
     parts = [_two_dims(ours[name], row) for name in row.ours]
     joined = np.concatenate(parts, axis=-1)
+    joined = joined.reshape(*joined.shape[: joined.ndim - row.n_common - 1], -1)
     theirs[row.theirs] = joined.swapaxes(-1, -2) if row.transposed else joined
   return theirs
 
@@ -130,6 +189,9 @@ def from_theirs(
     joined = np.asarray(theirs[row.theirs])
     joined = joined.swapaxes(-1, -2) if row.transposed else joined
     n_ahead = row.n_copies + row.n_in
+    common = leaves[row.ours[0]][n_ahead : n_ahead + row.n_common]
+    joined = joined.reshape(*joined.shape[:-1], *common, -1)
+    n_ahead += row.n_common
     sizes = [math.prod(leaves[name][n_ahead:]) for name in row.ours]
     parts = np.split(joined, np.cumsum(sizes)[:-1], axis=-1)
     for name, part in zip(row.ours, parts, strict=True):
@@ -137,14 +199,19 @@ def from_theirs(
   params = jax.tree_util.tree_map_with_path(
     lambda path, _: ours[_name(path)], shapes
   )
-  return {**params, "stack": stack.stack(params["stack"], len(config.pattern))}
+  return {
+    name: stack.stack(part, len(config.pattern)) if "layer_0" in part else part
+    for name, part in params.items()
+  }
 
 
 def _rows(config: families.Config, ours: Mapping[str, Any]) -> list[Row]:
   """The rows that this config has, one for every layer."""
 
+  n_first = getattr(config, "n_dense", 0)  # layers in a stack of their own
+
   def of_layer(row, i):
-    names = tuple(name.format(i=i) for name in row.ours)
+    names = tuple(name.format(i=i, j=i - n_first) for name in row.ours)
     return dataclasses.replace(row, theirs=row.theirs.format(i=i), ours=names)
 
   rows = {
@@ -163,7 +230,8 @@ def _two_dims(x: Any, row: Row) -> np.ndarray:
   if not row.n_in:
     return x.reshape(-1)
   copies, rest = x.shape[: row.n_copies], x.shape[row.n_copies :]
-  return x.reshape(*copies, math.prod(rest[: row.n_in]), -1)
+  common = rest[row.n_in : row.n_in + row.n_common]
+  return x.reshape(*copies, math.prod(rest[: row.n_in]), *common, -1)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

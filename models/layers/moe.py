@@ -2,17 +2,24 @@
 
 Top-k gating: arXiv 1701.06538.  Capacity, balance loss: Switch, 2101.03961.
 Router z-loss: ST-MoE, 2202.08906.  Dropless: MegaBlocks, 2211.15841.
+Shared experts: DeepSeekMoE, 2401.06066.  Groups: DeepSeek-V2, 2405.04434.
+Balance by a bias instead of a loss: 2408.15664, DeepSeek-V3, 2412.19437.
 
 Without a capacity every token reaches its experts: tokens are sorted by expert
 and multiplied in ragged groups. With one, each row of the batch has room for C
 tokens in each expert and the rest pass by; shapes are then known to the
 compiler, and only the buckets travel between the groups of experts.
+
+With a bias the router chooses by score + bias, and gates by the score alone. No
+gradient trains that bias: what arrives at the optimizer in its place is by how
+much more tokens than the mean an expert had, which adds up over micro-batches
+and devices, and the optimizer takes a step of fixed length against its sign.
 Extra letters: J choices of a token, U choices of all tokens.
 """
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 from flax import linen as nn
@@ -20,9 +27,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from configs import fields
-from configs.ranges import Count, NonNegative
-from models.layers.dense import weight
-from models.layers.mlp import ACTIVATIONS
+from configs.ranges import Count, Natural, NonNegative, Positive
+from models.layers.dense import vector, weight
+from models.layers.mlp import ACTIVATIONS, MLP
 from models.weights import einsum, ragged
 from sharding import expert
 
@@ -33,7 +40,15 @@ class Config:
 
   n_experts: Count
   n_active: Count  # experts that a token passes through
-  gates_normed: bool = True  # gates of the chosen add up to 1
+  n_shared: Natural = 0  # experts beside them that all tokens pass through
+  scores: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid in DeepSeek-V3
+  gates_normed: bool = True  # gates of the chosen add up to 1, before the scale
+  gate_scale: Positive = 1.0  # 16 in DeepSeek-V2, 2.5 in V3
+  n_groups: Count = 1  # of experts that lie side by side; 8 in DeepSeek
+  n_active_groups: Count = 1  # groups that a token's experts may come from
+  # Experts of a group whose scores together rank it: 1 in DeepSeek-V2, 2 in V3.
+  n_ranking: Count = 1
+  biased: bool = False  # a bias evens the loads out: see optim.bias_speed
   # Room of an expert in a row (or in a shard's part of it), in shares of an
   # even load; 1.25 in Switch. None: dropless, as evaluation and decoding are.
   capacity_factor: Annotated[float, "(0, inf)"] | None = None
@@ -46,10 +61,37 @@ class Config:
       raise ValueError(
         f"n_active={self.n_active} is more than n_experts={self.n_experts}."
       )
+    if self.n_experts % self.n_groups:
+      raise ValueError(
+        f"n_groups={self.n_groups} does not divide n_experts={self.n_experts}."
+      )
+    if self.n_active_groups > self.n_groups:
+      raise ValueError(
+        f"n_active_groups={self.n_active_groups} is more than n_groups="
+        f"{self.n_groups}."
+      )
+    size = self.n_experts // self.n_groups
+    if self.n_active > self.n_active_groups * size:
+      raise ValueError(
+        f"n_active={self.n_active} is more than the {size} experts of each of "
+        f"n_active_groups={self.n_active_groups}."
+      )
+    if self.n_ranking > (size if self.n_groups > 1 else 1):
+      raise ValueError(
+        f"n_ranking={self.n_ranking} with n_groups={self.n_groups} of {size} "
+        "experts: it ranks groups by so many of their experts."
+      )
+
+  def score(self, logits: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
+    """What every token scores every expert."""
+    if self.scores == "sigmoid":
+      return jax.nn.sigmoid(logits)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 class Experts(nn.Module):
-  """sum over the chosen experts of gate * down(act(gate x) * up x).
+  """sum over the chosen experts of gate * down(act(gate x) * up x), and shared
+  ones for all tokens.
 
   Sows "losses", weighted, and "figures", as (sum, weight), for the objective.
   """
@@ -84,23 +126,33 @@ class Experts(nn.Module):
       "down": weight(self, "down", *back, dtype=self.dtype),
     }
     logits_BTE = einsum("BTD,DE->BTE", x.astype(f32), router, f32)
+    ranks_BTE = jax.lax.stop_gradient(c.score(logits_BTE))
+    bias_E = None
+    if c.biased:
+      bias_E = vector(self, "bias", (c.n_experts,), ("balance",))
+      ranks_BTE += jax.lax.stop_gradient(bias_E)[None, None]
     has_room = c.capacity_factor is None or deterministic
     send = _dropless if has_room else _with_capacity
 
     def routed(group, rows, weights):
-      x, logits, live = rows
-      top, ids = jax.lax.top_k(logits, c.n_active)
-      norm = jax.nn.logsumexp(
-        top if c.gates_normed else logits, axis=-1, keepdims=True
-      )
-      gates = jnp.exp(top - norm) * live[..., None]
+      x, logits, ranks, live = rows
+      ids, scores = choose(c, ranks), c.score(logits)
+      gates = gates_of(c, scores, ids) * live[..., None]
       out, n_dropped = send(self, group, x, ids, gates, live, weights)
-      sums = (n_dropped, live.sum(), *loss_sums(logits, ids, live))
+      sums = (n_dropped, live.sum(), *loss_sums(logits, scores, ids, live))
       return out.astype(x.dtype), group.total(sums)
 
     out, (n_dropped, n_live, *sums) = expert.on_shards(
-      routed, (x, logits_BTE, live), weights
+      routed, (x, logits_BTE, ranks_BTE, live), weights
     )
+    if bias_E is not None:
+      load_E = sums[0]
+      out = _moving(out, bias_E, load_E - load_E.mean())
+      self.sow("figures", "overload", (load_E.max(), load_E.mean()))
+    if c.n_shared:
+      d_ff = c.n_shared * self.d_ff
+      shared = MLP(d_ff, self.activation, self.dtype, gated=True, name="shared")
+      out += shared(x)
     balance, z = losses(n_live, *sums)
     self.sow("losses", "router", c.balance_weight * balance + c.z_weight * z)
     self.sow("figures", "balance", (balance, jnp.ones(())))
@@ -109,20 +161,60 @@ class Experts(nn.Module):
     return out
 
 
+def choose(config: Config, ranks: Float[Array, "B T E"]) -> Int[Array, "B T J"]:
+  """The experts of every token: the highest ranks of the best groups."""
+  c = config
+  if c.n_groups > 1:
+    ranks_BTGE = ranks.reshape(*ranks.shape[:2], c.n_groups, -1)
+    best_BTG = jax.lax.top_k(ranks_BTGE, c.n_ranking)[0].sum(-1)
+    _, groups = jax.lax.top_k(best_BTG, c.n_active_groups)
+    is_open = jax.nn.one_hot(groups, c.n_groups).sum(2) > 0
+    ranks = jnp.where(is_open[..., None], ranks_BTGE, -jnp.inf)
+    ranks = ranks.reshape(*ranks.shape[:2], -1)
+  return jax.lax.top_k(ranks, c.n_active)[1]
+
+
+def gates_of(
+  config: Config, scores: Float[Array, "B T E"], ids: Int[Array, "B T J"]
+) -> Float[Array, "B T J"]:
+  """What the output of each chosen expert is multiplied by."""
+  gates = jnp.take_along_axis(scores, ids, axis=-1)
+  if config.gates_normed:
+    gates /= gates.sum(-1, keepdims=True) + 1e-20  # all sigmoids may be 0
+  return config.gate_scale * gates
+
+
+@jax.custom_vjp
+def _moving(
+  x: Float[Array, "B T D"], bias: Float[Array, "E"], excess: Float[Array, "E"]
+) -> Float[Array, "B T D"]:
+  """x; what comes back as the gradient of the bias is `excess`."""
+  del bias, excess
+  return x
+
+
+_moving.defvjp(
+  lambda x, bias, excess: (x, excess),
+  lambda excess, g: (g, excess, jnp.zeros_like(excess)),
+)
+
+
 def loss_sums(
   logits: Float[Array, "B T E"],
+  scores: Float[Array, "B T E"],
   ids: Int[Array, "B T J"],
   live: Bool[Array, "B T"],
 ) -> tuple[Float[Array, "E"], Float[Array, "E"], Float[Array, ""]]:
-  """Sums over live tokens: those that chose each expert, their probability of
-  it, and log(Z)^2.
+  """Sums over live tokens: those that chose each expert, its share of their
+  scores, and log(Z)^2.
   """
   alive_BT = live.astype(jnp.float32)
   chose_BTE = jax.nn.one_hot(ids, logits.shape[-1]).sum(2)
+  shares_BTE = scores / (scores.sum(-1, keepdims=True) + 1e-20)
   z_BT = jnp.square(jax.nn.logsumexp(logits, axis=-1))
   return (
     jnp.einsum("BT,BTE->E", alive_BT, chose_BTE),
-    jnp.einsum("BT,BTE->E", alive_BT, jax.nn.softmax(logits, axis=-1)),
+    jnp.einsum("BT,BTE->E", alive_BT, shares_BTE),
     (z_BT * alive_BT).sum(),
   )
 
@@ -136,7 +228,7 @@ def losses(
   """Balance loss and z-loss of the sums of `loss_sums`.
 
   The balance is E * sum_e f_e P_e, where f_e is the share of tokens that chose
-  expert e and P_e its mean probability: J when all is even, E at worst.
+  expert e and P_e its mean share of their scores: J when all is even, E at worst.
   """
   n = jnp.maximum(n_live, 1).astype(jnp.float32)
   return chose.shape[0] * (chose / n * probs / n).sum(), z / n

@@ -145,10 +145,18 @@ def rotary(
 
 
 def rotate(
-  x: Float[Array, "B T N H"], phases: Rotary
+  x: Float[Array, "B T N H"], phases: Rotary, *, interleaved: bool = False
 ) -> Float[Array, "B T N H"]:
-  """Rotates the pairs (i, i + H/2), in fp32, returned in x's type."""
+  """Rotates the pairs (i, i + H/2), in fp32, returned in x's type.
+
+  Interleaved, the pairs are (2 i, 2 i + 1), and come out as (i, i + H/2): no
+  product of a query and a key sees the order.
+  """
   cos, sin = phases.cos[:, :, None], phases.sin[:, :, None]
-  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  wide = x.astype(jnp.float32)
+  if interleaved:
+    x1, x2 = wide[..., 0::2], wide[..., 1::2]
+  else:
+    x1, x2 = jnp.split(wide, 2, axis=-1)
   rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
   return rotated.astype(x.dtype)

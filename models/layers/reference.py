@@ -2,6 +2,7 @@
 
 Grouped queries: arXiv 2305.13245. Soft caps: 2408.00118. Sinks: 2309.17453.
 ALiBi: 2108.12409.
+Values may be of another width than keys: Hv.
 """
 
 import jax
@@ -14,14 +15,14 @@ from models.layers.mask import Mask
 def attend(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
   scale: float | None = None,
   softcap: float | None = None,
   bias_NTS: Float[Array, "N T S"] | None = None,
   sinks_N: Float[Array, "N"] | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N Hv"]:
   """The reference: O(T S) memory, softmax in fp32, masked rows give zeros.
 
   Args:
@@ -45,7 +46,7 @@ def attend(
 def weigh(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
   mask: Mask,
   *,
   scale: float | None = None,
@@ -54,7 +55,7 @@ def weigh(
   sinks_N: Float[Array, "N"] | None = None,
   least: Float[Array, "B K G T 1"] | None = None,
 ) -> tuple[
-  Float[Array, "B K G T H"],
+  Float[Array, "B K G T Hv"],
   Float[Array, "B K G T 1"],
   Float[Array, "B K G T 1"],
 ]:

@@ -20,6 +20,17 @@ from models.layers.position import Rotary
 from sharding.rules import constrain
 
 _save = jax.checkpoint_policies
+
+
+def _offload(*names: str) -> Any:
+  return _save.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=list(names),
+    offload_src="device",
+    offload_dst="pinned_host",
+  )
+
+
 # What the backward pass finds saved; all else it computes again.
 REMAT: dict[str, Any] = {
   "none": None,  # everything is saved
@@ -28,6 +39,9 @@ REMAT: dict[str, Any] = {
   "save_qkv": _save.save_only_these_names("qkv"),
   "save_attended": _save.save_only_these_names("attended"),
   "save_widened": _save.save_only_these_names("widened"),
+  # To the host's memory, and back for the backward pass.
+  "offload_attended": _offload("attended"),
+  "offload_qkv": _offload("qkv"),
 }
 
 Remat = Literal[*REMAT]

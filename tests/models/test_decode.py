@@ -10,8 +10,8 @@ import pytest
 from jax import numpy as jnp
 
 from models import cache as caches
-from models import decode, families, gpt, llama, mixtral, sampling
-from models.layers import moe, position, stack
+from models import decode, deepseek, families, gpt, llama, mixtral, sampling
+from models.layers import latent, moe, position, stack
 from sharding import mesh, rules
 
 _LLAMA = llama.Config(
@@ -36,6 +36,29 @@ CONFIGS = {
   "mixtral": mixtral.Config(
     **vars(_LLAMA),
     experts=moe.Config(n_experts=4, n_active=2, capacity_factor=0.5),
+  ),
+  "deepseek": deepseek.Config(
+    vocab_size=64,
+    d_model=16,
+    n_layers=3,
+    n_heads=4,
+    d_ff=32,
+    d_expert=8,
+    experts=moe.Config(
+      n_experts=8,
+      n_active=2,
+      n_shared=1,
+      scores="sigmoid",
+      biased=True,
+      n_groups=4,
+      n_active_groups=2,
+      n_ranking=2,
+    ),
+    attention=latent.Config(
+      q_rank=8, kv_rank=6, d_plain=6, d_rotary=4, d_value=10
+    ),
+    ahead=True,
+    dtype="float32",
   ),
   "gpt": gpt.Config(
     vocab_size=64,
@@ -262,8 +285,9 @@ def test_a_scanned_model_is_unrolled_and_cast_once():
   assert layer["attention_norm"]["scale"].dtype == jnp.float32
 
 
-def test_a_mesh_writes_what_one_device_writes():
-  config, params = model("mixed")
+@pytest.mark.parametrize("name", ["mixed", "deepseek"])
+def test_a_mesh_writes_what_one_device_writes(name):
+  config, params = model(name)
   prompts = [*PROMPTS, [3, 1, 4]]
   tokens, real = decode.pad(prompts, 24)
 
@@ -287,7 +311,9 @@ def test_a_mesh_writes_what_one_device_writes():
     written = decode.generate(config, placed, prompts, GREEDY)
   np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
   for slots in jax.tree.leaves((first.layers, cache.layers)):
-    where = layout.sharding(caches.NAMES, slots.shape, "activations")
+    # Compressed keys and values are one head, which no axis splits.
+    names = caches.NAMES if slots.shape[1] > 1 else ("batch", None, None, None)
+    where = layout.sharding(names, slots.shape, "activations")
     assert slots.sharding.is_equivalent_to(where, slots.ndim)
   assert written == decode.generate(config, params, prompts, GREEDY)
 

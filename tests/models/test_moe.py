@@ -147,7 +147,8 @@ def test_padding_neither_changes_nor_is_changed():
 
 
 def _losses(logits, ids, live):
-  return moe.losses(live.sum(), *moe.loss_sums(logits, ids, live))
+  probs = jax.nn.softmax(logits)
+  return moe.losses(live.sum(), *moe.loss_sums(logits, probs, ids, live))
 
 
 def test_the_balance_loss_by_hand():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from models import families, flops, gpt, llama, mixtral
+from models import deepseek, families, flops, gpt, llama, mixtral
 
 # Counted from the published checkpoints.
 N_PARAMS = {
@@ -27,13 +27,18 @@ N_PARAMS = {
   "qwen3_8b": 8_190_735_360,
   "mixtral_8x7b": 46_702_792_704,
   "qwen3_30b_a3b": 30_532_122_624,
+  "deepseek_v2_lite": 15_706_484_224,
+  "deepseek_v2": 235_741_434_880,
+  "deepseek_v3": 671_026_419_200,
   "gpt2_124m": 124_439_808,
   "gpt2_355m": 354_823_168,
   "gpt2_774m": 774_030_080,
   "gpt2_1558m": 1_557_611_200,
 }
-PRESETS = llama.PRESETS | gpt.PRESETS | mixtral.PRESETS
-OURS = {"3m", "15m", "110m", "9m"}
+PRESETS = {
+  **llama.PRESETS, **gpt.PRESETS, **mixtral.PRESETS, **deepseek.PRESETS
+}  # fmt: skip
+OURS = {"3m", "15m", "110m", "9m", "5m"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -47,7 +52,8 @@ def test_presets_have_the_published_number_of_parameters(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["llama3_70b", "qwen3_8b", "gpt2_1558m", "mixtral_8x7b"]
+  "name",
+  ["llama3_70b", "qwen3_8b", "gpt2_1558m", "mixtral_8x7b", "deepseek_v3"],
 )
 def test_every_dimension_of_every_weight_has_a_name(name):
   shapes = families.abstract(PRESETS[name])

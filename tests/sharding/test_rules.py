@@ -6,7 +6,7 @@ import pytest
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from models import families, gpt, llama
+from models import deepseek, families, gpt, llama
 from sharding import mesh, report, rules
 
 MESH = mesh.make(mesh.Config(data=2, fsdp=2, tensor=2))
@@ -55,8 +55,12 @@ def test_a_table_that_leaves_an_axis_idle_is_refused():
 @pytest.mark.parametrize("table", sorted(rules.TABLES))
 @pytest.mark.parametrize(
   "config",
-  [llama.PRESETS["llama3_70b"], gpt.PRESETS["gpt2_124m"]],
-  ids=["llama3_70b", "gpt2_124m"],
+  [
+    llama.PRESETS["llama3_70b"],
+    gpt.PRESETS["gpt2_124m"],
+    deepseek.PRESETS["5m"],
+  ],
+  ids=["llama3_70b", "gpt2_124m", "deepseek_5m"],
 )
 def test_every_weight_of_every_family_has_a_rule(config, table):
   one = mesh.make(mesh.Config(data=8))

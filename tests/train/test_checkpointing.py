@@ -29,7 +29,7 @@ ALONE = rules.make(mesh.make(mesh.Config(), jax.devices()[:1]), "dp")
 
 @pytest.fixture(scope="module")
 def transform(tiny):
-  config = optim.CONFIGS["adamw"](lr=1e-2, ema=0.9)
+  config = optim.CONFIGS["adamw"](lr=1e-2, ema=0.9, moments="int8")
   return optim.make(config, lambda _: 1.0, families.axes(tiny))
 
 

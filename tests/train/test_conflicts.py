@@ -74,6 +74,8 @@ STOP = {"metric": "heldout_loss"}
     ),
     (dict(schedule={"warmup_steps": 6}), "warmup_steps=6 never reaches"),
     (dict(optim={"no_decay": ("*bais*",)}), "matches no parameter"),
+    (dict(optim={"bias_speed": 0.1}), "bias_speed=0.1 moves nothing"),
+    (dict(objective={"ahead_weight": 0.3}), "ahead_weight=0.3 .*ahead=False"),
     (
       dict(optim={"mup_width": 16}, model={"tied": True}),
       "with a tied head",

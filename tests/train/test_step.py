@@ -10,8 +10,8 @@ import optax
 import pytest
 from jax import numpy as jnp
 
-from models import families, mixtral
-from models.layers import moe
+from models import deepseek, families, mixtral
+from models.layers import latent, moe
 from sharding import context, mesh, report, rules
 from train.core import loop, optim, precision, schedule, state, step
 from train.objectives import lm
@@ -62,11 +62,14 @@ def _run(
   )
   if model.dtype == "float16":
     transform = precision.wrap(transform, precision.Config())
+  ahead_weight = 0.3 if getattr(model, "ahead", False) else 0.0
+  loss = lm.Config(chunk_tokens=8, z_loss=1e-3, ahead_weight=ahead_weight)
   update = step.make(
-    lm.make(lm.Config(chunk_tokens=8, z_loss=1e-3), model),
+    lm.make(loss, model),
     transform,
     n_micro=n_micro,
     seed=seed,
+    axes=axes,
     grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
   )
   # Moved there, not made there: compiling `init` would take half the time.
@@ -199,6 +202,50 @@ def test_every_mesh_gives_the_update_of_one_device_to_experts(
   gathered = [x for x in lines if " all-gather(" in x and "/mlp/mlp" in x]
   if layout.startswith("expert") and model.experts.capacity_factor:
     assert len(travel) == 4 and not gathered
+
+
+@pytest.fixture(scope="module")
+def deep(tiny, ragged_batch):
+  """Latent attention, a dense layer, biased experts, the token after next."""
+  model = deepseek.Config(
+    vocab_size=tiny.vocab_size,
+    d_model=32,
+    n_layers=3,
+    n_heads=4,
+    d_ff=64,
+    d_expert=16,
+    experts=moe.Config(
+      n_experts=8, n_active=2, n_shared=1, scores="sigmoid", biased=True,
+      n_groups=4, n_active_groups=2, n_ranking=2, capacity_factor=1.25,
+    ),
+    attention=latent.Config(
+      q_rank=16, kv_rank=8, d_plain=8, d_rotary=4, d_value=8
+    ),
+    ahead=True,
+    dtype="float32",
+  )  # fmt: skip
+  return model, _run(model, ragged_batch)
+
+
+@pytest.mark.parametrize(
+  ("layout", "n_micro"),
+  [("fsdp x tensor", 1), ("fsdp x expert", 2), ("expert x tensor", 1)],
+)
+def test_every_mesh_gives_the_update_of_one_device_to_deepseek(
+  deep, ragged_batch, layout, n_micro
+):
+  """Biases too: the load is that of the whole batch, however it is split."""
+  model, (here, expected, _) = deep
+  there, metrics, _ = _run(
+    model, ragged_batch, layout, n_micro=n_micro, layouts=EXPERT_LAYOUTS
+  )
+  assert expected["dropped"] > 0
+  for name in ("loss", "ahead_loss", "grad_norm", "update_norm", "dropped"):
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+  there, here = jax.device_get((there.params, here.params))
+  bias = here["stack"]["layers"]["block_0"]["mlp"]["bias"]
+  assert set(np.unique(np.abs(bias))) > {np.float32(0.002)}
+  chex.assert_trees_all_close(there, here, rtol=1e-5, atol=1e-6)
 
 
 def test_adam_on_a_mesh_is_adam(tiny, ragged_batch):

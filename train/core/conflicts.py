@@ -118,6 +118,16 @@ def _sizes(model, layout):
     layout.shardings(axes, shapes, kind)
 
 
+def _ahead(model, objective):
+  has_module = getattr(model, "ahead", False)
+  if has_module != (objective.ahead_weight > 0):
+    raise ValueError(
+      f"objective.ahead_weight={objective.ahead_weight} with model.ahead="
+      f"{has_module}: a module for the token after next goes with a weight of "
+      "its loss (0.3 in DeepSeek-V3), and a weight with a module."
+    )
+
+
 def _optimizer(model, optim, schedule, train):
   factor = schedules.make(schedule, train.steps)
   optimizers.make(optim, factor, families.axes(model))
@@ -153,6 +163,6 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _optimizer,
-  _measured, _samples,
+  _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _ahead,
+  _optimizer, _measured, _samples,
 )  # fmt: skip

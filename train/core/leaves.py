@@ -11,12 +11,15 @@ import fnmatch
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 Names = tuple[str | None, ...]  # one logical name per dim
 Dims = tuple[int, ...]
+Axes = Any  # a tree like the parameters, of tuples of logical names
 
 COPIES = frozenset({"layers", "experts"})  # dims that list whole weights
 ROWS = frozenset({"vocab", "position"})  # dims that an id picks from
+UNTRAINED = frozenset({"balance"})  # dims that a load moves, and no gradient
 
 
 def is_names(node: Any) -> bool:
@@ -54,6 +57,33 @@ def weight_dims(names: Names) -> Dims:
 def is_matrix(names: Names) -> bool:
   """Whether it multiplies activations: no bias, no scale, no table of rows."""
   return bool(sides(names)[1]) and not ROWS.intersection(names)
+
+
+def split(axes: Axes, tree: Any) -> tuple[Any, Any]:
+  """The parts of a tree of dicts that gradients train, and that loads move."""
+  names = traverse_util.flatten_dict(axes)
+  flat = traverse_util.flatten_dict(tree)
+  moved = {path for path in flat if UNTRAINED.intersection(names[path])}
+  return tuple(
+    traverse_util.unflatten_dict(
+      {path: x for path, x in flat.items() if (path in moved) == is_moved}
+    )
+    for is_moved in (False, True)
+  )
+
+
+def join(tree: Any, part: Any) -> Any:
+  """A tree of dicts with the leaves that a part of it has in their place."""
+  flat = traverse_util.flatten_dict(tree) | traverse_util.flatten_dict(part)
+  return traverse_util.unflatten_dict(flat)
+
+
+def like(part: Any, tree: Any) -> Any:
+  """The leaves of a tree of dicts that a part of it has too."""
+  flat = traverse_util.flatten_dict(tree)
+  return traverse_util.unflatten_dict(
+    {path: flat[path] for path in traverse_util.flatten_dict(part)}
+  )
 
 
 def paths(axes: Any) -> list[str]:

@@ -10,6 +10,7 @@ Weight decay is decoupled for all, p -= lr * weight_decay * p as in AdamW
 """
 
 import dataclasses
+import math
 from typing import Annotated, Any
 
 import jax
@@ -27,9 +28,10 @@ from configs.ranges import (
   Positive,
   Share,
 )
-from train.core import ema, leaves, per_layer, width
+from train.core import balance, ema, leaves, moments, per_layer, width
+from train.core.leaves import Axes
 
-Axes = Any  # a tree like the parameters, of tuples of logical names
+_Moments = moments.Kind  # a field hides the module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class _Descent:
   # Patterns of paths that are not decayed; None: all that is no matrix.
   no_decay: tuple[str, ...] | None = None
   clip: Positive | None = 1.0  # largest global norm of the gradient; GPT-3
+  # What routers' biases move by at a step; None: 0.001, where there are any.
+  bias_speed: NonNegative | None = None
   mup_width = None  # a setting only of those that it is right for
 
   def __post_init__(self):
@@ -92,6 +96,7 @@ class AdamW(_Averaged, _Entrywise):
   b2: Fraction = 0.95
   eps: Epsilon = 1e-8
   weight_decay: NonNegative = 0.1
+  moments: _Moments = "float32"  # between steps; vectors' are always so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,9 +216,16 @@ def make(
     axes: a tree like the parameters, of tuples of logical names.
 
   Raises:
-    ValueError: a pattern of no_decay that matches no parameter.
+    ValueError: a pattern of no_decay that matches no parameter; a bias_speed of
+      nothing.
   """
+  trained, biases = leaves.split(axes, axes)
   if isinstance(config, LBFGS):
+    if biases:
+      raise ValueError(
+        "optim.name='lbfgs' follows gradients alone, and the routers of this "
+        "model have biases: set model.experts.biased=False."
+      )
     search = optax.scale_by_zoom_linesearch(
       config.search_steps, initial_guess_strategy="one"
     )
@@ -226,13 +238,22 @@ def make(
   if config.clip is not None:
     clip = optax.clip_by_global_norm(config.clip)
   step = optax.chain(
-    clip, _direction(config, axes), optax.scale_by_learning_rate(lr)
+    clip, _direction(config, trained), optax.scale_by_learning_rate(lr)
   )
   if isinstance(config, ScheduleFree):
     # optax counts from 1 here.
     step = optax.contrib.schedule_free(step, lambda i: lr(i - 1), config.b1)
   elif config.ema is not None:
     step = optax.chain(step, ema.track(config.ema))
+  speed = config.bias_speed
+  if biases:
+    speed = balance.SPEED if speed is None else speed
+    step = balance.beside(step, axes, speed)
+  elif speed is not None:
+    raise ValueError(
+      f"optim.bias_speed={speed} moves nothing: no router of this model has a "
+      "bias. Leave it out, or set model.experts.biased=True."
+    )
   return _in_float32(step)
 
 
@@ -240,7 +261,8 @@ def listing(config: Config, axes: Axes) -> str:
   """Which parameters the weight decay shrinks, a line each."""
   if not getattr(config, "weight_decay", 0.0):
     return "no parameter is decayed\n"
-  decayed = leaves.decayed(axes, config.no_decay)
+  trained, _ = leaves.split(axes, axes)
+  decayed = leaves.decayed(trained, config.no_decay)
   return "".join(
     f"{'decayed' if is_decayed else '-':<9}{path}\n"
     for path, is_decayed in decayed.items()
@@ -260,8 +282,11 @@ def _direction(config: Config, axes: Axes) -> optax.GradientTransformation:
       return decay
     case SGD():
       return optax.chain(optax.trace(c.momentum, c.nesterov), decay)
-    case AdamW():
+    case AdamW(moments="float32"):
       return optax.chain(optax.scale_by_adam(c.b1, c.b2, c.eps), decay)
+    case AdamW():
+      adam = moments.scale_by_adam(axes, c.b1, c.b2, c.eps, c.moments)
+      return optax.chain(adam, decay)
     case LAMB():  # the decay is part of what gets the weight's norm
       adam = optax.scale_by_adam(c.b1, c.b2, c.eps)
       return optax.chain(adam, decay, per_layer.scale_by_trust_ratio(axes))
@@ -313,7 +338,9 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   if isinstance(state, ema.EmaState):
     mean = state.mean
   else:
-    mean = optax.contrib.schedule_free_eval_params(state, params)
+    trained = leaves.like(state.z, params)
+    mean = optax.contrib.schedule_free_eval_params(state, trained)
+  mean = leaves.join(params, mean)  # routers' biases have none
   return jax.tree.map(lambda m, p: m.astype(p.dtype), mean, params)
 
 
@@ -335,8 +362,9 @@ def shardings(
 ) -> Any:
   """Places the optimizer state like the parameters that its leaves mirror.
 
-  A dim that the state reduced to size 1 (Adafactor) is whole, and so is one
-  that it put in front (L-BFGS); what mirrors no parameter is on every device.
+  A dim that the state reduced (Adafactor: to 1; scales of blocks) is split as
+  long as that divides it; one that it put in front (L-BFGS) is whole. What
+  mirrors no parameter is on every device.
 
   Args:
     optimizer: what `make` returned.
@@ -365,13 +393,19 @@ def shardings(
     shape, sharding = mirrored[end]
     n_front = leaf.ndim - len(shape)
     spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
+    sizes = leaf.shape[n_front:]
     kept = (
-      split if size == leaf.shape[n_front + dim] else None
-      for dim, (size, split) in enumerate(zip(shape, spec, strict=True))
+      None if split is None or size % _n_shards(mesh, split) else split
+      for size, split in zip(sizes, spec, strict=True)
     )
     return sharding.update(spec=P(*(None,) * n_front, *kept))
 
   return jax.tree.map_with_path(place, state)
+
+
+def _n_shards(mesh: Any, split: str | tuple[str, ...]) -> int:
+  axes = (split,) if isinstance(split, str) else split
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _in_float32(

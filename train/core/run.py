@@ -26,6 +26,7 @@ from train.core import (
   hardware,
   lock,
   loop,
+  moments,
   optim,
   precision,
   preemption,
@@ -94,6 +95,12 @@ def train(
   workdir, ledger, say = session.workdir, session.ledger, session.say
   settings = setup.settle(config, workdir, sections, say)
   optimizer, update = make_step(config, s.model, s.layout, objective)
+  if getattr(config.optim, "moments", None) == "int8":
+    shapes = families.abstract(s.model)
+    if whole := moments.whole(families.axes(s.model), shapes):
+      say(
+        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
+      )
   batches = pipeline.train_batches(
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
@@ -171,6 +178,7 @@ def make_step(
     optimizer,
     n_micro=n_micro if layout.n_stages == 1 else 1,
     seed=config.train.seed,
+    axes=axes,
     grad_shardings=places,
     judge=config.guard,
   )

@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from data.batch import Batch
-from train.core import guard, precision
+from train.core import guard, leaves, precision
 from train.core.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
@@ -25,6 +25,7 @@ def make(
   *,
   n_micro: int = 1,
   seed: int = 0,
+  axes: leaves.Axes | None = None,
   grad_shardings: Any = None,
   judge: guard.Config | None = None,
 ) -> Step:
@@ -39,6 +40,8 @@ def make(
     optimizer: as `optim.make` builds it.
     n_micro: parts that a batch is worked through in; divides its rows.
     seed: of dropout; a step's key depends on its number alone.
+    axes: names of the parameters' dims, for the norms to leave out what no
+      gradient trains; None: all are trained.
     grad_shardings: where the sum of the gradients lives, a tree like params.
     judge: what makes a step bad; None: the defaults.
   """
@@ -86,10 +89,16 @@ def make(
       opt_state,
       state.guard,
     )
+    metrics["grad_norm"] = (_norm(axes, grads), jnp.ones(()))
     metrics |= precision.metrics(opt_state)
     return _judged(judge, state, new, loss, grads, batch, metrics)
 
   return step
+
+
+def _norm(axes: leaves.Axes | None, tree: Any) -> Array:
+  """The global norm of what gradients train."""
+  return optax.tree.norm(tree if axes is None else leaves.split(axes, tree)[0])
 
 
 def _judged(
@@ -102,7 +111,7 @@ def _judged(
   metrics: Metrics,
 ) -> tuple[TrainState, Metrics, guard.Verdict]:
   """The new state where the step is good; else the old one, but its number."""
-  grad_norm, one = optax.tree.norm(grads), jnp.ones(())
+  grad_norm, one = metrics["grad_norm"]
   verdict, history = guard.judge(
     config,
     old.guard,
@@ -118,7 +127,6 @@ def _judged(
     return jax.tree.map(lambda n, o: jnp.where(verdict.is_good, n, o), new, old)
 
   # A bad step adds nothing: a single NaN would be all that is left of a sum.
-  metrics["grad_norm"] = (grad_norm, one)
   metrics = chosen(metrics, jax.tree.map(jnp.zeros_like, metrics))
   metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
   params, opt_state = chosen(

@@ -25,7 +25,7 @@ from train.core import leaves
 
 Axes = Any  # a tree like the parameters, of tuples of logical names
 
-GROWING = frozenset({"embed", "heads", "kv_heads", "mlp"})
+GROWING = frozenset({"embed", "embed_out", "heads", "kv_heads", "mlp"})
 # Kind of weight -> the power of 1 / m.
 _INIT = {"input": 0.0, "hidden": 0.5, "output": 1.0}
 _STEP = {"input": 0.0, "hidden": 1.0, "output": 1.0}

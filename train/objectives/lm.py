@@ -3,7 +3,7 @@
 The logits of all tokens are never held at once: the cross-entropy goes through
 the text in chunks, and each chunk leaves the gradients of its hidden states and
 of the head behind, so that nothing is computed twice. z-loss: arXiv 2204.02311.
-Label smoothing: 1512.00567.
+Label smoothing: 1512.00567.  The token after next: 2412.19437, section 2.2.
 Extra letters: U tokens of a chunk.
 """
 
@@ -35,6 +35,8 @@ class Config:
 
   z_loss: NonNegative = 0.0  # weight of log(Z)^2; 1e-4 in PaLM
   label_smoothing: Fraction = 0.0  # of the target, spread over the vocabulary
+  # Of the loss of the token after next, with model.ahead; 0.3, then 0.1 in V3.
+  ahead_weight: NonNegative = 0.0
   chunk_tokens: Count = 256  # of each row, whose logits are held at once
 
   def __post_init__(self):
@@ -44,11 +46,13 @@ class Config:
 def make(config: Config, model: families.Config):
   """Builds the objective: (params, batch, key) -> (sum, weight, metrics).
 
-  A key of None evaluates: no dropout.
+  A key of None evaluates: no dropout, and the next token alone.
   """
   module = families.build(model)
+  is_sown = ("losses", "figures")
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
+    looks_ahead = key is not None and config.ahead_weight > 0
     (hidden_BTD, _), sown = module.apply(
       {"params": params},
       batch.tokens,
@@ -56,23 +60,43 @@ def make(config: Config, model: families.Config):
       batch.segment_ids,
       deterministic=key is None,
       rngs=None if key is None else {"dropout": key},
-      mutable=("losses", "figures"),
+      mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
     )
+    dtype, head = jnp.dtype(model.dtype), families.whole_head(model, params)
     loss, sums = cross_entropy(
-      config,
-      jnp.dtype(model.dtype),
-      hidden_BTD,
-      families.whole_head(model, params),
-      batch.targets,
-      batch.weights,
+      config, dtype, hidden_BTD, head, batch.targets, batch.weights
     )
     weight = batch.weights.sum()
     metrics = {name: (s, weight) for name, s in sums.items()} | figures(sown)
+    if looks_ahead:
+      (hidden_BTD,) = sown["ahead"]["hidden"]
+      targets, weights = one_further(batch)
+      further, sums = cross_entropy(
+        config, dtype, hidden_BTD, head, targets, weights
+      )
+      loss += config.ahead_weight * further
+      metrics["ahead_loss"] = (sums["loss"], weights.sum())
     # A mean over tokens and layers: it weighs as much as the tokens do.
     extra = sum(x.sum() for x in jax.tree.leaves(sown.get("losses", {})))
     return loss + weight * extra / model.n_layers, weight, metrics
 
   return objective
+
+
+def one_further(
+  batch: Batch,
+) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+  """Targets and weights of the token after next: those of the place behind.
+
+  The last place of a segment has none, and weighs nothing.
+  """
+
+  def behind(x):
+    return jnp.roll(x, -1, axis=1)
+
+  segments = batch.segment_ids
+  is_last = jnp.not_equal(segments, behind(segments)).at[:, -1].set(True)
+  return behind(batch.targets), jnp.where(is_last, 0.0, behind(batch.weights))
 
 
 def figures(sown: Any) -> dict[str, tuple[Array, Array]]:
