@@ -27,7 +27,6 @@ class Chip:
 
   flops: float  # dense bf16, a second
   hbm_bytes: float  # that the compiler gives to a program
-  hbm_rate: float  # bytes a second
   ici_rate: float  # bytes a second over one link, one way
   hertz: float  # that the compiler's cycles are counted in
   shapes: tuple[str, ...]  # slices that are offered
@@ -41,19 +40,19 @@ _CUBES = (
 )  # fmt: skip
 CHIPS = {
   "v5e": Chip(
-    flops=197e12, hbm_bytes=15.75 * _G, hbm_rate=819e9, ici_rate=45e9,
+    flops=197e12, hbm_bytes=15.75 * _G, ici_rate=45e9,
     hertz=1.5e9, shapes=_FLAT,
   ),
   "v5p": Chip(
-    flops=459e12, hbm_bytes=95.74 * _G, hbm_rate=2765e9, ici_rate=90e9,
+    flops=459e12, hbm_bytes=95.74 * _G, ici_rate=90e9,
     hertz=1.75e9, shapes=_CUBES,
   ),
   "v6e": Chip(
-    flops=918e12, hbm_bytes=31.25 * _G, hbm_rate=1640e9, ici_rate=90e9,
+    flops=918e12, hbm_bytes=31.25 * _G, ici_rate=90e9,
     hertz=1.75e9, shapes=_FLAT,
   ),
   "tpu7x": Chip(
-    flops=1153.5e12, hbm_bytes=94.75 * _G, hbm_rate=3690e9, ici_rate=90e9,
+    flops=1153.5e12, hbm_bytes=94.75 * _G, ici_rate=90e9,
     hertz=1.75e9, shapes=_CUBES,
   ),
 }  # fmt: skip

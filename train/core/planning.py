@@ -12,6 +12,7 @@ network between slices.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -25,7 +26,7 @@ from sharding import hlo, report, rules
 from sharding import mesh as meshes
 from sharding.rules import Layout
 from sharding.topology import DCN_RATE, Chip, Topology
-from train.core import loop, run, setup, state, step
+from train.core import loop, optim, run, setup, state, step
 
 KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
 # Forward passes that a backward pass of splash is worth: five products for two.
@@ -88,7 +89,7 @@ def measure(
   then those of the estimate.
   """
   layout = _layout(config, meshes.make(config.mesh, topology.devices()))
-  known = estimate(config, topology, objective)
+  known = estimate(config, topology)
   optimizer, update = run.make_step(config, config.model, layout, objective)
   start = state.abstract(config.model, optimizer, layout)
   batch = setup.abstract_batch(config.batch, layout)
@@ -131,13 +132,16 @@ def measure(
   )
 
 
-def estimate(
-  config: door.Config, topology: Topology, objective: step.Objective
-) -> Plan:
+def estimate(config: door.Config, topology: Topology) -> Plan:
   """The same without compiling; only a bound of the seconds."""
   layout = _layout(config, meshes.abstract(config.mesh, topology.n_devices))
-  state_bytes = _state_bytes(config, layout, objective)
-  work = _workspaces(config, layout)
+  remat = dataclasses.replace(config.model, remat="none")  # of no concern here
+  state_bytes = dict(
+    _state_bytes(remat, config.optim, config.mesh, topology.n_devices)
+  )
+  # The sum over micro-batches, and what the next one adds to it.
+  state_bytes["gradients"] *= 2 if config.train.n_micro > 1 else 1
+  work = _workspaces(config, layout, topology.n_devices)
   saved = _saved_bytes(config, layout)
   grads = state_bytes["gradients"]
   classes = {
@@ -187,32 +191,35 @@ def _fill(classes: dict[str, float], peak: float) -> dict[str, float]:
   return {**known, "temporaries": max(peak - sum(known.values()), 0.0)}
 
 
+@functools.lru_cache(maxsize=1024)  # a search asks for few of them, often
 def _state_bytes(
-  config: door.Config, layout: Layout, objective: step.Objective
+  model: families.Config, optimizer: optim.Config, mesh: meshes.Config, n: int
 ) -> dict[str, float]:
-  model = config.model
-  optimizer, _ = run.make_step(config, model, layout, objective)
-  kept = state.abstract(model, optimizer, layout)
+  """Of the state and of one gradient, on one of n devices."""
+  layout = rules.make(meshes.abstract(mesh, n), *mesh.settings)
+  shapes, axes = families.abstract(model), families.axes(model)
 
-  def total(tree: Any) -> float:
-    return float(sum(report.bytes_per_device(x) for x in jax.tree.leaves(tree)))
-
-  places = layout.shardings(
-    families.axes(model), families.abstract(model), "grads"
-  )
-  grads = total(
-    jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      families.abstract(model),
-      places,
+  def total(tree: Any, kind: str) -> float:
+    places = layout.shardings(axes, tree, kind)
+    return float(
+      sum(
+        report.bytes_per_device(
+          jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        )
+        for x, place in zip(
+          jax.tree.leaves(tree), jax.tree.leaves(places), strict=True
+        )
+      )
     )
-  )
-  # The sum over micro-batches, and what the next one adds to it.
-  n_copies = 2 if config.train.n_micro > 1 else 1
+
+  made = optim.make(optimizer, lambda _: 1.0, axes)
+  kept = state.abstract(model, made, layout).opt_state
   return {
-    "parameters": total(kept.params),
-    "optimizer": total(kept.opt_state) + total(kept.guard),
-    "gradients": n_copies * grads,
+    "parameters": total(shapes, "params"),
+    "optimizer": float(
+      sum(report.bytes_per_device(x) for x in jax.tree.leaves(kept))
+    ),
+    "gradients": total(shapes, "grads"),
   }
 
 
@@ -248,37 +255,48 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
   return model.n_layers * n_tokens * per_token * _itemsize(config)
 
 
-def _workspaces(config: door.Config, layout: Layout) -> dict[str, float]:
+def _workspaces(
+  config: door.Config, layout: Layout, n_devices: int
+) -> dict[str, float]:
   """Bytes at the head, and in the backward pass of a layer."""
   model, size = config.model, _itemsize(config)
   rows, n_tokens, n_parts = _sizes(config, layout)
-  axes = families.axes(model)
-  leaves = list(
-    zip(
-      jax.tree.leaves(families.abstract(model)),
-      jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)),
-      strict=True,
-    )
-  )
-  split = layout.shardings(axes, families.abstract(model), "params")
-  per_layer = sum(
-    math.prod(x.shape) / model.n_layers for x, n in leaves if "layers" in n
+  of_one, of_all = _layers(
+    dataclasses.replace(model, remat="none"), config.mesh, n_devices
   )
   # The stacked weights in the type of the computation, made before the scan.
-  copies = sum(
-    math.prod(s.shard_shape(x.shape)) * size
-    for (x, names), s in zip(leaves, jax.tree.leaves(split), strict=True)
-    if "layers" in names and size < x.dtype.itemsize
-  )
+  copies = of_all * size if size < 4 else 0.0
   vocab = model.vocab_size / n_parts
   chunk = min(config.objective.chunk_tokens, config.batch.length)
   n_chunks = -(-config.batch.length // chunk)
   head = vocab * model.d_model * (2 * size + (4 if n_chunks > 1 else 0))
   head += rows * chunk * vocab * (4 + size)
   wide = model.d_ff / n_parts
-  layer = 2 * per_layer * size / n_parts  # gathered: this one and the next
+  layer = 2 * of_one * size / n_parts  # gathered: this one and the next
   layer += n_tokens * size * (6 * wide + 8 * model.d_model)
   return {"head": copies + head, "layer": copies + layer}
+
+
+@functools.lru_cache(maxsize=1024)
+def _layers(
+  model: families.Config, mesh: meshes.Config, n: int
+) -> tuple[float, float]:
+  """Parameters of one layer, and those of all that one of n devices has."""
+  layout = rules.make(meshes.abstract(mesh, n), *mesh.settings)
+  shapes, axes = families.abstract(model), families.axes(model)
+  places = jax.tree.leaves(layout.shardings(axes, shapes, "params"))
+  names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+  stacked = [
+    (x.shape, place.shard_shape(x.shape))
+    for x, place, dims in zip(
+      jax.tree.leaves(shapes), places, names, strict=True
+    )
+    if "layers" in dims
+  ]
+  return (
+    sum(math.prod(whole) / model.n_layers for whole, _ in stacked),
+    float(sum(math.prod(part) for _, part in stacked)),
+  )
 
 
 def _kernel_flops(

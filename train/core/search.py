@@ -13,9 +13,9 @@ from typing import Any
 from configs import door
 from models import flops
 from sharding import mesh as meshes
+from sharding import rules
 from sharding.topology import Topology
-from train.core import conflicts, planning
-from train.objectives import lm
+from train.core import planning
 
 _CORE_SHARE = 0.7  # of the peak that matrix products of a model reach
 # FLOPs over those without remat; at least as many as any model here repeats.
@@ -76,9 +76,12 @@ def way_out(config: door.Config, topology: Topology) -> str:
 
 
 def _estimate(config: door.Config, topology: Topology) -> planning.Plan:
-  conflicts.check(config, topology.n_devices)
-  objective = lm.make(config.objective, config.model)
-  return planning.estimate(config, topology, objective)
+  n_shards = rules.make(
+    meshes.abstract(config.mesh, topology.n_devices), *config.mesh.settings
+  ).n_batch_shards
+  if config.batch.size % (n_shards * config.train.n_micro):
+    raise ValueError("rows do not divide")
+  return planning.estimate(config, topology)
 
 
 def _changed(config: door.Config, overrides: dict[str, Any]) -> door.Config:
