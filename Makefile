@@ -26,7 +26,7 @@ faults: .venv/test
 	  $(VENV) -m benchmarks.faults.$$name || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "broken:$$failed"; exit 1; }
 
-slow: .venv/test
+slow: .venv/plan
 	$(VENV) -m pytest -m slow
 
 lint: .venv/test
@@ -40,6 +40,10 @@ lint: .venv/test
 
 .venv/test: .venv/core
 	$(PIP) -e '.[test]'
+	touch $@
+
+.venv/plan: .venv/test
+	$(PIP) -e '.[test,plan]'
 	touch $@
 
 .venv/parity: .venv/test

@@ -21,6 +21,7 @@ from models import families, sampling
 from models.cache import Cache
 from models.families import Config, Params
 from models.layers import stack
+from sharding import rules
 
 SMALLEST_BUCKET = 16  # tokens
 
@@ -68,9 +69,10 @@ def prefill(
   """
   positions = cache.lengths[:, None] + jnp.cumsum(real, axis=1) - 1
   positions = jnp.maximum(positions, 0)
-  hidden_BTD, cache = families.build(config).apply(
-    {"params": params}, tokens, positions, real.astype(jnp.int32), cache
-  )
+  with rules.whole_rows():
+    hidden_BTD, cache = families.build(config).apply(
+      {"params": params}, tokens, positions, real.astype(jnp.int32), cache
+    )
   last_B = real.shape[1] - 1 - real[:, ::-1].argmax(1)
   last_B1D = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
   return families.logits(config, params, last_B1D)[:, 0], cache

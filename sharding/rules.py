@@ -373,6 +373,19 @@ def _summable(dtype: jnp.dtype) -> jnp.dtype:
   return jnp.promote_types(dtype, jnp.float32) if platform() == "cpu" else dtype
 
 
+def whole_rows() -> contextlib.AbstractContextManager[None]:
+  """Within: activations are not split along the length, whatever the table says.
+
+  Prompts are of any length, and a decoding step reads one token.
+  """
+  layout = current()
+  if layout is None:
+    return contextlib.nullcontext()
+  table = {**layout.rules.activations, "length": (), "stream": ()}
+  rules = dataclasses.replace(layout.rules, activations=table)
+  return dataclasses.replace(layout, rules=rules)._named()
+
+
 def mapped(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
   """jax.vmap, with the mapped dimension split over a mesh axis."""
   layout = current()

@@ -65,7 +65,7 @@ Law = Callable[[Files], Iterator[str]]
 
 
 def read_tree() -> Files:
-  suffixes = {".py", ".md", ".toml", ".txt", ".ipynb", ".yml", ".json"}
+  suffixes = {".py", ".sh", ".md", ".toml", ".txt", ".ipynb", ".yml", ".json"}
   named = {"Makefile", "run", ".gitignore"}
   found = []
   for path in sorted(ROOT.rglob("*")):

@@ -4,8 +4,8 @@
 
 Compiles the step that `train.pretrain` would run, with the TPU's own compiler,
 which needs no TPU: bytes by class, FLOPs, what travels, seconds and MFU. The
-last line is JSON. Exits with 1 where the step does not fit, and says what would
-make it fit.
+last line is JSON. Exits with 1 where the step does not fit, and names a setting
+with which it would.
 
 `--fast` estimates the bytes and compiles nothing. `--search` estimates meshes,
 remat policies and micro-batches, and ranks those that fit.

@@ -32,8 +32,8 @@ STOP = {"metric": "heldout_loss"}
       "'embed' of size 32 .* not divisible by fsdp=3",
     ),
     (
-      dict(mesh={"data": -1, "context": 2}),
-      "place nothing on context=2",
+      dict(mesh={"data": -1, "expert": 2}),
+      "place nothing on expert=2",
     ),
     (
       dict(mesh={"data": 4, "stage": 2, "pipeline": {"n_repeats": 2}}),

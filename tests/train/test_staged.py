@@ -185,9 +185,9 @@ def test_storage_of_uneven_layers_is_split_all_the_same():
   layout = _layout("fsdp", dict(data=2, stage=4))
   axes = ("layers", "embed", "mlp")
   even = layout.sharding(axes, (8, 32, 64))
-  assert even.spec == rules.P("stage", "fsdp", None)
+  assert even.spec == rules.P("stage", ("fsdp", "context"), None)
   uneven = layout.sharding(axes, (6, 32, 64))
-  assert uneven.spec == rules.P(None, ("fsdp", "stage"), None)
+  assert uneven.spec == rules.P(None, ("fsdp", "context", "stage"), None)
   assert uneven.shard_shape((6, 32, 64)) == (6, 8, 64)
   with pytest.raises(ValueError, match="neither 'layers' nor another"):
     layout.sharding(("layers", "norm"), (6, 30))

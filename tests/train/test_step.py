@@ -240,7 +240,7 @@ def test_every_mesh_gives_the_update_of_one_device_to_deepseek(
     model, ragged_batch, layout, n_micro=n_micro, layouts=EXPERT_LAYOUTS
   )
   assert expected["dropped"] > 0
-  for name in ("loss", "ahead_loss", "grad_norm", "update_norm", "dropped"):
+  for name in ("loss", "ahead_loss", "grad_norm", "dropped"):
     np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
   there, here = jax.device_get((there.params, here.params))
   bias = here["stack"]["layers"]["block_0"]["mlp"]["bias"]

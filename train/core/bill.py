@@ -61,6 +61,7 @@ def line(plan: planning.Plan) -> dict[str, Any]:
   return {
     "fits": plan.fits,
     **told,
+    "temporary_bytes": plan.temporary_bytes,
     "hardware_flops": plan.hardware_flops,
     "collectives": program["collectives"],
   }

@@ -41,7 +41,6 @@ class Plan:
     peak_bytes: at the fullest moment.
     limit_bytes: that a program may have.
     argument_bytes: the state, the batch.
-    temporary_bytes: all else, with gradients and activations.
     host_bytes: in the memory of the host.
     classes: name -> bytes; they add up to the peak.
     model_flops: that the model needs.
@@ -57,7 +56,6 @@ class Plan:
   peak_bytes: float
   limit_bytes: float
   argument_bytes: float
-  temporary_bytes: float
   host_bytes: float
   classes: dict[str, float]
   model_flops: float
@@ -73,6 +71,11 @@ class Plan:
   def fits(self) -> bool:
     """Whether the device has the memory."""
     return self.peak_bytes <= self.limit_bytes
+
+  @property
+  def temporary_bytes(self) -> float:
+    """All that is not an argument: gradients and activations too."""
+    return self.peak_bytes - self.argument_bytes
 
   @property
   def hardware_flops(self) -> float | None:
@@ -103,7 +106,6 @@ def measure(
     return dataclasses.replace(
       known,
       peak_bytes=used,
-      temporary_bytes=used - known.argument_bytes,
       classes=_fill(known.classes, used),
       compile_seconds=time.perf_counter() - began,
     )
@@ -116,9 +118,6 @@ def measure(
     known,
     peak_bytes=memory.peak_memory_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=(
-      memory.peak_memory_in_bytes - memory.argument_size_in_bytes
-    ),
     host_bytes=memory.host_temp_size_in_bytes
     + memory.host_argument_size_in_bytes,
     classes=_fill(known.classes, memory.peak_memory_in_bytes),
@@ -159,7 +158,6 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
     peak_bytes=peak,
     limit_bytes=topology.chip.hbm_bytes,
     argument_bytes=arguments,
-    temporary_bytes=peak - arguments,
     host_bytes=0.0,
     classes=classes,
     model_flops=needed,
