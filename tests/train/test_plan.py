@@ -70,6 +70,7 @@ def test_what_does_not_fit_is_told_with_a_way_out():
   assert none.startswith("no single setting")
 
 
+@pytest.mark.slow
 def test_a_search_ranks_what_fits():
   config = settings("batch.size=64")
   topology = topologies.parse("v5e:4x4")
