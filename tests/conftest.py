@@ -5,7 +5,10 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  # On a busy machine eight devices may wait long for each other; 40 by default.
+  + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 
 import jaxtyping  # noqa: E402

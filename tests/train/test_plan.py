@@ -130,6 +130,16 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(slice_):
 
 @needs_compilers
 @pytest.mark.slow
+def test_an_estimate_is_near_the_compilers_peak():
+  """Of the other pages, the same was seen once: within 10 %."""
+  config = settings(page="gpt2_124m")
+  known = planning.estimate(config, topologies.parse("v5e:2x4"))
+  found = planned(config, "v5e:2x4")
+  assert known.peak_bytes == pytest.approx(found["peak_bytes"], rel=0.1)
+
+
+@needs_compilers
+@pytest.mark.slow
 def test_what_does_not_fit_is_the_compilers_word():
   config = settings("train.n_micro=1", "batch.size=4", "mesh.fsdp=4")
   found = planned(config, "v5e:2x2")

@@ -243,7 +243,8 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
   wide = (2 if getattr(model, "gated", True) else 1) * model.d_ff / n_parts
   width = model.d_model
   per_token = width + {
-    "none": 2 * heads + attended + 3 * wide + 6 * width,
+    # Two norms keep what they read and what they give in fp32.
+    "none": 2 * heads + attended + 3 * wide + 14 * width,
     "full": 0.0,
     "minimal": heads + wide + 2 * width,
     "save_qkv": heads,
