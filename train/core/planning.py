@@ -241,7 +241,12 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
   heads = (model.n_heads + 2 * model.n_kv_heads) * model.d_head / n_parts
   attended = model.n_heads * model.d_head / n_parts
   wide = (2 if getattr(model, "gated", True) else 1) * model.d_ff / n_parts
-  width = model.d_model
+  # Between the layers, rows are split over tensor too.
+  table, shape = layout.rules.activations, layout.mesh.shape
+  n_more = math.prod(
+    shape[a] for a in table["stream"] if a not in table["length"]
+  )
+  width = model.d_model / n_more
   per_token = width + {
     # Two norms keep what they read and what they give in fp32.
     "none": 2 * heads + attended + 3 * wide + 14 * width,
