@@ -150,7 +150,13 @@ def clashes(c: door.Config) -> Iterator[dict[str, Any]]:
       yield {"model.pattern": ("full",) * (c.model.n_layers + 1)}
       scaling = {"kind": "linear", "factor": 2.0, "original_length": 64}
       yield {"model.rope_scaling": scaling}
-      yield {"model.rope_scaling": {"kind": "yarn", "factor": 2.0}}
+      yield {
+        "model.rope_scaling": {
+          "kind": "yarn",
+          "factor": 2.0,
+          "original_length": None,
+        }
+      }
     else:
       yield {"model.n_heads": heads + 1, "model.d_model": 8 * heads}
   if {"model", "batch"} <= has:
@@ -173,7 +179,12 @@ def clashes(c: door.Config) -> Iterator[dict[str, Any]]:
     yield {"generate.stop": ("",)}
   if {"mesh", "batch", "model"} <= has:
     yield {"mesh.data": -1, "mesh.fsdp": -1}
-    yield {"mesh.data": -1, "mesh.fsdp": 1, "mesh.stage": 2}
+    # An axis that a table leaves idle, more stages than layers, an order of
+    # work without stages, a way to exchange where nothing is split.
+    yield {"mesh.expert": 2, "mesh.fsdp": 1, "mesh.rules": "fsdp"}
+    yield {"mesh.data": 1, "mesh.fsdp": 1, "mesh.stage": c.model.n_layers + 1}
+    yield {"mesh.stage": 1, "mesh.pipeline": {"schedule": "gpipe"}}
+    yield {"mesh.context": 1, "mesh.context_order": "zigzag"}
     yield {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 2, "mesh.rules": "dp"}
     yield {"mesh.data": 1, "mesh.fsdp": c.batch.size + 1}
     odd = 7 if c.model.vocab_size % 7 else 11

@@ -74,7 +74,8 @@ class Config:
     if self.n_active > self.n_active_groups * size:
       raise ValueError(
         f"n_active={self.n_active} is more than the {size} experts of each of "
-        f"n_active_groups={self.n_active_groups}."
+        f"n_active_groups={self.n_active_groups} (n_experts={self.n_experts}, "
+        f"n_groups={self.n_groups})."
       )
     if self.n_ranking > (size if self.n_groups > 1 else 1):
       raise ValueError(
