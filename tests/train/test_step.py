@@ -227,13 +227,10 @@ def deep(tiny, ragged_batch):
   return model, _run(model, ragged_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("layout", "n_micro"),
-  [
-    ("fsdp x expert", 2),
-    pytest.param("fsdp x tensor", 1, marks=pytest.mark.slow),
-    pytest.param("expert x tensor", 1, marks=pytest.mark.slow),
-  ],
+  [("fsdp x tensor", 1), ("fsdp x expert", 2), ("expert x tensor", 1)],
 )
 def test_every_mesh_gives_the_update_of_one_device_to_deepseek(
   deep, ragged_batch, layout, n_micro
