@@ -50,6 +50,8 @@ def _dense(page: str, slice_: str, n: int, batch: str, remat: str, *peer):
       "mesh.data=1", f"mesh.fsdp={n}", "mesh.rules=fsdp", "train.n_micro=1",
       f"batch.size={size * n}", f"batch.length={length}",
       f"model.remat={remat}",
+      # Some 4,096 tokens at once at the head, which the pages leave at 256 a row.
+      f"objective.chunk_tokens={min(2048, 4096 // size)}",
     ),
     *peer,
   )  # fmt: skip
