@@ -44,7 +44,15 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=[
       f"{floor}{below}"
-      for floor in ("sharding", "models", "data", "train", "serve", "configs")
+      for floor in (
+        "sharding",
+        "models",
+        "data",
+        "train",
+        "convert",
+        "serve",
+        "configs",
+      )
       for below in ("", ".*")
     ]
   ),

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.parity import hf, names
+from benchmarks.parity import hf
+from convert import tensors
 from models import decode, families, llama, sampling
 
 N_NEW = 128  # tokens
@@ -43,7 +44,7 @@ def ours(params: families.Params) -> Callable:
 def theirs(params: families.Params) -> Callable:
   """Their generate with the same weights; prompts are padded on the left."""
   model = transformers.AutoModelForCausalLM.from_config(hf.their_config(CONFIG))
-  weights = names.to_theirs(CONFIG, params)
+  weights = tensors.to_theirs(CONFIG, params)
   model.load_state_dict(
     {name: torch.tensor(x) for name, x in weights.items()}, strict=False
   )

@@ -7,7 +7,8 @@ import pytest
 from benchmarks.parity import cases
 
 pytest.importorskip("transformers")
-from benchmarks.parity import golden, hf, names  # noqa: E402
+from benchmarks.parity import golden, hf  # noqa: E402
+from convert import tensors  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -40,7 +41,7 @@ def _assert_close(path, ours, theirs):
 def test_names_lead_there_and_back():
   for config in cases.CASES.values():
     ours = cases.params(config)
-    back = names.from_theirs(config, names.to_theirs(config, ours))
+    back = tensors.from_theirs(config, tensors.to_theirs(config, ours))
     jax.tree.map(np.testing.assert_array_equal, back, ours)
 
 

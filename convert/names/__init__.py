@@ -1,0 +1,1 @@
+"""A file a family: the names that `transformers` gives its parts."""
