@@ -5,15 +5,18 @@
              pass: O(S) memory
   splash     TPU; Pallas, blockwise (FlashAttention, arXiv 2205.14135), and
              blocks that nobody sees are skipped
+  cudnn      GPU; bf16 or fp16. Blockwise too, but segments reach it as a dense
+             mask: two bytes for a query and key of a row, for all heads
 
-The layout names one. "auto" is splash on TPUs where it can run, and else the
-reference; `choose` says which. One that is asked for by name and cannot run is
+The layout names one. "auto" is splash on TPUs and cudnn on GPUs where they can
+run, and else the reference; `choose` says which. One that is asked for by name and cannot run is
 an error. Where rows are split over `context`, the kernel runs within what
 models/context_attention.py says, and "auto" never takes the reference.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -34,12 +37,13 @@ CHUNK = 256  # queries whose logits are held at once
 _LANES = 128  # splash works on blocks of so many tokens
 
 
-def choose(*, length: int, d_head: int) -> str:
+def choose(*, length: int, d_head: int, dtype: Any) -> str:
   """The kernel that runs, in the current layout.
 
   Args:
     length: of the rows that are trained on.
     d_head: size of a head.
+    dtype: of the computation.
 
   Raises:
     ValueError: what was asked for cannot run here.
@@ -47,32 +51,46 @@ def choose(*, length: int, d_head: int) -> str:
   layout = rules.current()
   kernel = "auto" if layout is None else layout.attention
   if kernel == "auto":
-    # The shape first: no device is started to lay out a model's parameters.
-    fits = _misfit(length, d_head) is None and rules.platform() == "tpu"
-    plain = "reference" if context.size(layout) == 1 else "chunked"
-    return "splash" if fits else plain
-  if kernel == "splash" and (problem := _problem_of_splash(length, d_head)):
+    for name in ("splash", "cudnn"):
+      # The shape first: no device is started to lay out a model's parameters.
+      if not _misfit(name, length, d_head, dtype) and not _elsewhere(name):
+        return name
+    return "reference" if context.size(layout) == 1 else "chunked"
+  problem = _elsewhere(kernel) or _misfit(kernel, length, d_head, dtype)
+  if problem:
     raise ValueError(
-      f"mesh.attention='splash' cannot run: {problem}. Give 'chunked', "
+      f"mesh.attention={kernel!r} cannot run: {problem}. Give 'chunked', "
       "'reference' or 'auto'."
     )
   return kernel
 
 
-def _problem_of_splash(length: int, d_head: int) -> str | None:
-  platform = rules.platform()
-  if platform != "tpu":
-    return f"it is made for TPUs, and this is a {platform}"
-  return _misfit(length, d_head)
+def _elsewhere(kernel: str) -> str | None:
+  """What is wrong with the devices, if anything."""
+  made_for, platform = {"splash": "tpu", "cudnn": "gpu"}, rules.platform()
+  if made_for.get(kernel, platform) != platform:
+    return (
+      f"it is made for {made_for[kernel].upper()}s, and this is a {platform}"
+    )
+  return None
 
 
-def _misfit(length: int, d_head: int) -> str | None:
+def _misfit(kernel: str, length: int, d_head: int, dtype: Any) -> str | None:
+  """What is wrong with the numbers, if anything."""
+  if kernel not in ("splash", "cudnn"):
+    return None
   layout = rules.current()
   n_parts = context.size(layout)
   if n_parts > 1 and layout.exchange == "ring":
     return "mesh.context_exchange='ring' has a kernel of its own"
   if n_parts > 1 and layout.order == "zigzag":
     return "it reads the columns of a row in order, not in zigzag"
+  if kernel == "cudnn":
+    if jnp.dtype(dtype).itemsize != 2:
+      return f"it computes in bfloat16 or float16, not in dtype={dtype}"
+    if d_head % 8 or d_head > 256:
+      return f"d_head={d_head} is no multiple of 8 up to 256"
+    return None
   if length % (n_parts * _LANES):
     share = f", split over {n_parts}," if n_parts > 1 else ""
     return f"length={length}{share} is no multiple of {_LANES}"
@@ -99,9 +117,11 @@ def run(
     scale: of the logits; 1 / sqrt(H) by default.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
-  chosen, layout = choose(length=length, d_head=d_head), rules.current()
-  if chosen == "splash":
-    return splash(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale)
+  chosen = choose(length=length, d_head=d_head, dtype=q_BTNH.dtype)
+  layout = rules.current()
+  if chosen in ("splash", "cudnn"):
+    of_device = {"splash": splash, "cudnn": cudnn}[chosen]
+    return of_device(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale)
   kernel = {"chunked": chunked, "reference": attend}[chosen]
   kernel = functools.partial(kernel, scale=scale)
   if context.size(layout) == 1:
@@ -187,6 +207,10 @@ def splash(
   """
 
   local = functools.partial(_splash_on_shard, interpret, scale)
+  return _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
+
+
+def _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask):
   layout = rules.current()
   if context.size(layout) > 1:
     local = context_attention.AROUND[layout.exchange](local)
@@ -274,3 +298,47 @@ def _of_shard(kernel: splash_kernel.SplashAttentionKernel):
 
   infos, kwargs = kernel.tree_flatten()
   return splash_kernel.SplashAttentionKernel(*map(part, infos), **kwargs)
+
+
+def cudnn(
+  q_BTNH: Float[Array, "B T N H"],
+  k_BSKH: Float[Array, "B S K H"],
+  v_BSKH: Float[Array, "B S K Hv"],
+  mask: Mask,
+  *,
+  scale: float | None = None,
+  implementation: str = "cudnn",
+) -> Float[Array, "B T N Hv"]:
+  """cuDNN's fused attention, on each shard's rows and heads.
+
+  Rows that nobody may see, as padding, give numbers without meaning.
+
+  Args:
+    q_BTNH: queries.
+    k_BSKH: keys.
+    v_BSKH: values, of the keys' width or narrower.
+    mask: who may see whom.
+    scale: of the logits; 1 / sqrt(H) by default.
+    implementation: "xla" runs anywhere, slowly: for tests.
+  """
+  local = functools.partial(_cudnn_on_shard, implementation, scale)
+  return _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
+
+
+def _cudnn_on_shard(implementation, scale, q, k, v, mask):
+  # Told that it is causal, it skips the blocks above the diagonal; its diagonal
+  # starts at the first key, which is not that of a shard's first query.
+  in_order = mask.causal and mask.prefix is None and q.shape[1] == k.shape[1]
+  seen_BTS = mask.replace(causal=mask.causal and not in_order).dense()
+  d_value = v.shape[3]
+  v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[3] - d_value)])
+  out = jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    mask=seen_BTS[:, None],
+    scale=scale,
+    is_causal=in_order,
+    implementation=implementation,
+  )
+  return out[..., :d_value]

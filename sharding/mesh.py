@@ -35,7 +35,7 @@ class Config:
   tensor: int = 1  # parts of a layer
   rules: str = "fsdp_tensor"  # a table of sharding/rules.py
   # The kernel of the devices: see models/attention_kernels.py.
-  attention: Literal["auto", "reference", "chunked", "splash"] = "auto"
+  attention: Literal["auto", "reference", "chunked", "splash", "cudnn"] = "auto"
   # How queries meet the keys of other shards: see sharding/context.py.
   context_exchange: Literal["ring", "gather", "ulysses"] = "ring"
   # Zigzag: causal rows give every shard as much to do.

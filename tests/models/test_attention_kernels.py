@@ -64,6 +64,25 @@ def test_splash_is_the_reference(length, kind):
   )
 
 
+@pytest.mark.parametrize("kind", [{}, {"window": 50}, {"causal": False}])
+def test_what_cudnn_is_told_is_the_reference(kind):
+  """The mask and the padded values; the kernel itself: benchmarks/speed."""
+  operands, mask = _operands(128), _packed(128, **kind)
+
+  def cudnn(*x):
+    return attention_kernels.cudnn(*x, implementation="xla")
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    _both(cudnn, operands, mask),
+    _both(attend, operands, mask),
+  )
+  q, k, v = operands
+  np.testing.assert_array_equal(
+    cudnn(q, k, v[..., :40], mask), cudnn(q, k, v, mask)[..., :40]
+  )
+
+
 @pytest.mark.parametrize("length", [64, 300])
 def test_chunks_are_the_reference_forward_and_backward(length):
   operands, mask = _operands(length), _packed(length, window=90)
@@ -139,27 +158,32 @@ def test_splash_runs_on_the_shards_of_a_mesh(monkeypatch):
   )
 
 
-def test_what_is_asked_for_and_cannot_run_is_an_error():
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_what_is_asked_for_and_cannot_run_is_an_error(kernel):
   config = cases.CASES["llama"]
   with (
-    _alone("splash").use(),
-    pytest.raises(ValueError, match="splash.*TPUs, and this is a cpu"),
+    _alone(kernel).use(),
+    pytest.raises(ValueError, match=f"{kernel}.*PUs, and this is a cpu"),
   ):
     jax.eval_shape(lambda p: cases.run(config, p), families.abstract(config))
 
 
 @pytest.mark.parametrize(
-  ("platform", "length", "d_head", "chosen"),
+  ("platform", "length", "d_head", "dtype", "chosen"),
   [
-    ("tpu", 4096, 128, "splash"),
-    ("tpu", 4096, 64, "splash"),
-    ("tpu", 4000, 128, "reference"),
-    ("tpu", 4096, 48, "reference"),
-    ("cpu", 4096, 128, "reference"),
-    ("gpu", 4096, 128, "reference"),
+    ("tpu", 4096, 128, "float32", "splash"),
+    ("tpu", 4096, 64, "bfloat16", "splash"),
+    ("tpu", 4000, 128, "bfloat16", "reference"),
+    ("tpu", 4096, 48, "bfloat16", "reference"),
+    ("cpu", 4096, 128, "bfloat16", "reference"),
+    ("gpu", 4000, 48, "bfloat16", "cudnn"),
+    ("gpu", 4096, 128, "float32", "reference"),
+    ("gpu", 4096, 512, "float16", "reference"),
   ],
 )
-def test_auto_says_what_it_takes(platform, length, d_head, chosen, monkeypatch):
+def test_auto_says_what_it_takes(
+  platform, length, d_head, dtype, chosen, monkeypatch
+):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  found = attention_kernels.choose(length=length, d_head=d_head)
+  found = attention_kernels.choose(length=length, d_head=d_head, dtype=dtype)
   assert found == chosen

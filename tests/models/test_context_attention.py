@@ -193,7 +193,7 @@ def test_auto_never_takes_the_reference(
 ):
   monkeypatch.setattr(rules, "platform", lambda: "tpu")
   with _layout("auto", exchange, order).use():
-    found = attention_kernels.choose(length=length, d_head=64)
+    found = attention_kernels.choose(length=length, d_head=64, dtype="bfloat16")
   assert found == chosen
 
 
@@ -203,7 +203,7 @@ def test_splash_in_a_ring_is_refused(monkeypatch):
     _layout("splash").use(),
     pytest.raises(ValueError, match="'ring' has a kernel of its own"),
   ):
-    attention_kernels.choose(length=4096, d_head=64)
+    attention_kernels.choose(length=4096, d_head=64, dtype="bfloat16")
 
 
 def test_a_ring_holds_no_square_of_the_length():

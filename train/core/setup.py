@@ -124,6 +124,7 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
     kernel = attention_kernels.choose(
       length=config.batch.length,
       d_head=config.model.d_head,
+      dtype=config.model.dtype,
     )
   return Setup(layout, config.model, opened, config.batch, kernel)
 
