@@ -3,9 +3,12 @@
 import dataclasses
 from typing import Any
 
-from convert.names import llama, mixtral
+from convert import settings
+from convert.names import llama, mixtral, rotary
 from convert.names.row import Row, linear
+from convert.settings import Settings
 from models import deepseek
+from models.layers import latent, moe
 
 
 def _rows() -> tuple[Row, ...]:
@@ -60,26 +63,38 @@ def _rows() -> tuple[Row, ...]:
 ROWS = _rows()
 
 
+KINDS = {
+  "deepseek_v2": ("DeepseekV2ForCausalLM",),
+  "deepseek_v3": ("DeepseekV3ForCausalLM",),
+}
+
+
 def theirs(config: deepseek.Config) -> dict[str, Any]:
-  """The keys of config.json."""
+  """The keys of config.json.
+
+  Raises:
+    ValueError: neither of their architectures has these parts together.
+  """
   c, e, a = config, config.experts, config.attention
   if e.scores == "sigmoid":
-    kind = ("DeepseekV3", "deepseek_v3")
-    extra = {"num_mtp_layers": 0}
+    kind, extra = "deepseek_v3", {"num_nextn_predict_layers": 0}
+    settings.agree(kind, e, biased=True)
+    if e.n_groups > 1:
+      settings.agree(kind, e, n_ranking=2)
   else:
-    kind = ("DeepseekV2", "deepseek_v2")
     is_limited = e.n_groups > 1
+    kind = "deepseek_v2"
     extra = {"topk_method": "group_limited_greedy" if is_limited else "greedy"}
-  rotary = llama.rope(c.rope_theta, c.rope_scaling, c.max_length)
-  if a.mscale:  # as published: their ratio is the factor of the phases, 1
-    del rotary["rope_parameters"]["attention_factor"]
-    rotary["rope_parameters"] |= {
-      "mscale": a.mscale,
-      "mscale_all_dim": a.mscale,
-    }
+    settings.agree(kind, e, biased=False, gates_normed=False, n_ranking=1)
+  positions = rotary.theirs(c.rope_theta, c.rope_scaling, c.max_length)
+  if a.mscale:
+    inner = positions["rope_parameters"]
+    inner |= {"mscale": a.mscale, "mscale_all_dim": a.mscale}
+    if inner["attention_factor"] == 1.0:  # as published: it is their ratio
+      del inner["attention_factor"]
   return {
-    "architectures": [f"{kind[0]}ForCausalLM"],
-    "model_type": kind[1],
+    "architectures": [*KINDS[kind]],
+    "model_type": kind,
     "vocab_size": c.vocab_size,
     "hidden_size": c.d_model,
     "num_hidden_layers": c.n_layers,
@@ -100,8 +115,83 @@ def theirs(config: deepseek.Config) -> dict[str, Any]:
     "norm_topk_prob": e.gates_normed,
     "n_group": e.n_groups,
     "topk_group": e.n_active_groups,
+    "hidden_act": "silu",
     "rms_norm_eps": c.norm_epsilon,
     "tie_word_embeddings": c.tied,
-    **rotary,
+    **positions,
     **extra,
   }
+
+
+def ours(s: Settings) -> deepseek.Config:
+  """The way back; the module of the token after next is not read."""
+  is_third = s.take("model_type") == "deepseek_v3"
+  for key, value in (
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("rope_interleave", True),
+    ("moe_layer_freq", 1),
+    ("scoring_func", "sigmoid" if is_third else "softmax"),
+  ):
+    s.expect(key, value)
+  for key in ("head_dim", "qk_head_dim", "num_key_value_heads"):
+    s.take(key, None)  # follow from others
+  for key in ("num_nextn_predict_layers", "num_mtp_layers"):
+    s.take(key, None)
+  found = rotary.ours(s, length=4096 if is_third else 2048)
+  mscale = rotary.parameters(s).take("mscale_all_dim", None) or 0.0
+  return deepseek.Config(
+    vocab_size=s.take("vocab_size"),
+    d_model=s.take("hidden_size"),
+    n_layers=s.take("num_hidden_layers"),
+    n_heads=s.take("num_attention_heads"),
+    d_ff=s.take("intermediate_size"),
+    d_expert=s.take("moe_intermediate_size"),
+    n_dense=s.take("first_k_dense_replace", 3 if is_third else 0),
+    experts=_third(s) if is_third else _second(s),
+    attention=latent.Config(
+      q_rank=s.take("q_lora_rank", 1536),
+      kv_rank=s.take("kv_lora_rank", 512),
+      d_plain=s.take("qk_nope_head_dim", 128),
+      d_rotary=s.take("qk_rope_head_dim", 64),
+      d_value=s.take("v_head_dim", 128),
+      mscale=mscale if "rope_scaling" in found else 0.0,
+    ),
+    norm_epsilon=s.take("rms_norm_eps", 1e-6),
+    tied=s.take("tie_word_embeddings", False),
+    **found,
+  )
+
+
+def _second(s: Settings) -> moe.Config:
+  method = s.expect("topk_method", "greedy", "group_limited_greedy")
+  s.expect("norm_topk_prob", False)
+  groups = s.take("n_group", None), s.take("topk_group", None)
+  n_groups, n_active_groups = (1, 1) if method == "greedy" else groups
+  return moe.Config(
+    n_experts=s.take("n_routed_experts", 64),
+    n_active=s.take("num_experts_per_tok"),
+    n_shared=s.take("n_shared_experts", 2) or 0,
+    gates_normed=False,
+    gate_scale=s.take("routed_scaling_factor", 1.0),
+    n_groups=n_groups,
+    n_active_groups=n_active_groups,
+  )
+
+
+def _third(s: Settings) -> moe.Config:
+  s.expect("topk_method", "noaux_tc")
+  n_groups = s.take("n_group", 8)
+  return moe.Config(
+    n_experts=s.take("n_routed_experts", 256),
+    n_active=s.take("num_experts_per_tok", 8),
+    n_shared=s.take("n_shared_experts", 1) or 0,
+    scores="sigmoid",
+    gates_normed=s.take("norm_topk_prob", True),
+    gate_scale=s.take("routed_scaling_factor", 2.5),
+    n_groups=n_groups,
+    n_active_groups=s.take("topk_group", 4),
+    n_ranking=2 if n_groups > 1 else 1,
+    biased=True,
+  )

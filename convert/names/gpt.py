@@ -3,6 +3,7 @@
 from typing import Any
 
 from convert.names.row import Row
+from convert.settings import Settings
 from models import gpt
 
 
@@ -39,11 +40,20 @@ def _rows() -> tuple[Row, ...]:
 ROWS = _rows()
 
 
+KINDS = {"gpt2": ("GPT2LMHeadModel",)}
+_ACTIVATIONS = {
+  "relu": "relu",
+  "silu": "silu",
+  "gelu": "gelu",
+  "gelu_tanh": "gelu_new",
+}
+
+
 def theirs(config: gpt.Config) -> dict[str, Any]:
   """The keys of config.json."""
   c = config
   return {
-    "architectures": ["GPT2LMHeadModel"],
+    "architectures": [*KINDS["gpt2"]],
     "model_type": "gpt2",
     "vocab_size": c.vocab_size,
     "n_embd": c.d_model,
@@ -52,6 +62,35 @@ def theirs(config: gpt.Config) -> dict[str, Any]:
     "n_inner": c.d_ff,
     "n_positions": c.max_length,
     "layer_norm_epsilon": c.norm_epsilon,
+    "activation_function": _ACTIVATIONS[c.activation],
+    "tie_word_embeddings": True,
     "bos_token_id": None,
     "eos_token_id": None,
   }
+
+
+def ours(s: Settings) -> gpt.Config:
+  """The way back."""
+  d_model = s.take("n_embd", 768)
+  names = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+  names["gelu_pytorch_tanh"] = "gelu_tanh"
+  activation = s.expect("activation_function", "gelu_new", *names)
+  s.take("n_ctx", None)  # older: n_positions once more
+  s.expect("tie_word_embeddings", True)
+  s.expect("scale_attn_weights", True)
+  s.expect("scale_attn_by_inverse_layer_idx", False)
+  s.expect("add_cross_attention", False)
+  s.take("reorder_and_upcast_attn", False)  # the same product, in fp32
+  for key in ("type", "use_proj", "activation", "proj_to_labels"):
+    s.take(f"summary_{key}", None)  # of a head that GPT2LMHeadModel lacks
+  s.take("summary_first_dropout", None)
+  return gpt.Config(
+    vocab_size=s.take("vocab_size", 50_257),
+    max_length=s.take("n_positions", 1024),
+    d_model=d_model,
+    n_layers=s.take("n_layer", 12),
+    n_heads=s.take("n_head", 12),
+    d_ff=s.take("n_inner", None) or 4 * d_model,
+    norm_epsilon=s.take("layer_norm_epsilon", 1e-5),
+    activation=names[activation],
+  )

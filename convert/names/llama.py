@@ -1,10 +1,13 @@
 """Llama, Mistral, Qwen 2 and 3, SmolLM2."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from convert import settings
+from convert.names import rotary
 from convert.names.row import Row, linear
+from convert.settings import Settings
 from models import llama
-from models.layers.position import Scaling
 
 
 def _rows() -> tuple[Row, ...]:
@@ -36,26 +39,43 @@ def _rows() -> tuple[Row, ...]:
 ROWS = _rows()
 
 
+KINDS = {
+  "llama": ("LlamaForCausalLM",),
+  "mistral": ("MistralForCausalLM",),
+  "qwen2": ("Qwen2ForCausalLM",),
+  "qwen3": ("Qwen3ForCausalLM",),
+}
+_LAYERS = {"full": "full_attention", "sliding": "sliding_attention"}
+
+
 def theirs(config: llama.Config) -> dict[str, Any]:
-  """The keys of config.json."""
+  """The keys of config.json.
+
+  Raises:
+    ValueError: none of their architectures has these parts together.
+  """
   c = config
   if c.qk_normed:
-    kind, extra = ("Qwen3", "qwen3"), {}
+    kind, extra = "qwen3", windows(c)
   elif c.qkv_biased:
-    kind, extra = ("Qwen2", "qwen2"), {}
+    kind, extra = "qwen2", windows(c)
   elif c.window is not None:
-    kind, extra = ("Mistral", "mistral"), {"sliding_window": c.window}
+    kind, extra = "mistral", {"sliding_window": c.window}
   else:
-    kind, extra = ("Llama", "llama"), {}
-  return {**common(config, *kind), **extra}
+    kind, extra = "llama", {}
+  fixed = {"qkv_biased": kind == "qwen2"}
+  if kind == "mistral":
+    fixed["pattern"] = ("sliding",) * len(c.pattern)
+  settings.agree(kind, c, **fixed)
+  return {**common(c, kind, *KINDS[kind]), **extra}
 
 
-def common(config: llama.Config, cls: str, model_type: str) -> dict[str, Any]:
+def common(config: llama.Config, kind: str, cls: str) -> dict[str, Any]:
   """What Llama's kin have in common, under the name of one of them."""
   c = config
   return {
-    "architectures": [f"{cls}ForCausalLM"],
-    "model_type": model_type,
+    "architectures": [cls],
+    "model_type": kind,
     "vocab_size": c.vocab_size,
     "hidden_size": c.d_model,
     "num_hidden_layers": c.n_layers,
@@ -63,36 +83,101 @@ def common(config: llama.Config, cls: str, model_type: str) -> dict[str, Any]:
     "num_key_value_heads": c.n_kv_heads,
     "head_dim": c.d_head,
     "intermediate_size": c.d_ff,
+    "hidden_act": "silu",
     "rms_norm_eps": c.norm_epsilon,
     "tie_word_embeddings": c.tied,
-    **rope(c.rope_theta, c.rope_scaling, c.max_length),
+    **rotary.theirs(c.rope_theta, c.rope_scaling, c.max_length),
   }
 
 
-def rope(theta: float, scaling: Scaling | None, length: int) -> dict[str, Any]:
-  """Our rotary settings as theirs, for texts of `length` tokens.
+def windows(config: llama.Config) -> dict[str, Any]:
+  """Which layers see a window only, as Qwen says it."""
+  c = config
+  if c.window is None:
+    return {}
+  kinds = [_LAYERS[kind] for kind in c.pattern]
+  return {
+    "use_sliding_window": True,
+    "sliding_window": c.window,
+    "layer_types": kinds * (c.n_layers // len(kinds)),
+  }
 
-  Their dynamic NTK has the factor f T / M - (f - 1) at T tokens, where it was
-  trained on M: with M = T / 2 and f = factor - 1, that is our factor.
-  """
-  parameters = {"rope_theta": theta, "rope_type": "default"}
-  if scaling is None:
-    return {"rope_parameters": parameters, "max_position_embeddings": length}
-  s = scaling
-  parameters |= {"rope_type": s.kind, "factor": s.factor}
-  if s.kind == "ntk":
-    parameters |= {"rope_type": "dynamic", "factor": s.factor - 1}
-    length //= 2
-  if s.kind == "yarn":
-    low, high = s.turns
-    parameters |= {
-      "beta_slow": low,
-      "beta_fast": high,
-      "attention_factor": s.attention_factor,
-    }
-  if s.kind == "llama3":
-    low, high = s.turns
-    parameters |= {"low_freq_factor": low, "high_freq_factor": high}
-  if s.original_length is not None:
-    parameters["original_max_position_embeddings"] = s.original_length
-  return {"rope_parameters": parameters, "max_position_embeddings": length}
+
+# The longest text, where a config.json does not say it.
+_LENGTHS = {
+  "llama": 2048,
+  "mistral": 131_072,
+  "qwen2": 32_768,
+  "qwen3": 32_768,
+}
+
+
+def ours(s: Settings) -> llama.Config:
+  """The way back."""
+  kind = s.take("model_type")
+  found = common_of(s, length=_LENGTHS[kind])
+  s.expect("attention_bias", False)  # it is of the output too
+  s.expect("mlp_bias", False)
+  if kind == "mistral":
+    found |= sliding(s.take("sliding_window", 4096))
+  elif kind in ("qwen2", "qwen3"):
+    found |= windows_of(s, found["n_layers"])
+  return llama.Config(
+    **found, qkv_biased=kind == "qwen2", qk_normed=kind == "qwen3"
+  )
+
+
+def common_of(
+  s: Settings, *, theta: float = 10_000.0, length: int = 2048
+) -> dict[str, Any]:
+  """The fields that Llama's kin have in common."""
+  d_model, n_heads = s.take("hidden_size"), s.take("num_attention_heads")
+  s.expect("hidden_act", "silu")
+  return {
+    "vocab_size": s.take("vocab_size"),
+    "d_model": d_model,
+    "n_layers": s.take("num_hidden_layers"),
+    "n_heads": n_heads,
+    "n_kv_heads": s.take("num_key_value_heads", None) or n_heads,
+    "d_head": s.take("head_dim", None) or d_model // n_heads,
+    "d_ff": s.take("intermediate_size"),
+    "norm_epsilon": s.take("rms_norm_eps", 1e-6),
+    "tied": s.take("tie_word_embeddings", False),
+    **rotary.ours(s, theta=theta, length=length),
+  }
+
+
+def sliding(window: int | None) -> dict[str, Any]:
+  """The fields of a model whose layers all see a window, or none do."""
+  if window is None:
+    return {}
+  return {"window": window, "pattern": ("sliding",)}
+
+
+def windows_of(s: Settings, n_layers: int) -> dict[str, Any]:
+  """`windows`, and what older ones say with max_window_layers."""
+  window = s.take("sliding_window", 4096)
+  first = s.take("max_window_layers", 28)
+  kinds = s.take("layer_types", None)
+  if not s.take("use_sliding_window", False) or window is None:
+    return {}
+  if kinds is None:
+    kinds = [
+      _LAYERS["sliding" if i >= first else "full"] for i in range(n_layers)
+    ]
+  names = {theirs: ours for ours, theirs in _LAYERS.items()}
+  if unknown := set(kinds) - set(names):
+    raise ValueError(f"config.json has layer_types {sorted(unknown)}.")
+  if _LAYERS["sliding"] not in kinds:
+    return {}
+  return {"window": window, "pattern": repeated([names[k] for k in kinds])}
+
+
+def repeated(kinds: Sequence[str]) -> tuple[str, ...]:
+  """The shortest pattern that, repeated, is all of the layers."""
+  n = next(
+    n
+    for n in range(1, len(kinds) + 1)
+    if list(kinds) == list(kinds[:n]) * (len(kinds) // n)
+  )
+  return tuple(kinds[:n])
