@@ -4,12 +4,19 @@ KINDS   their model_type -> the classes of theirs whose weights we hold
 ROWS    which tensor of theirs is which of ours
 theirs  our Config -> the keys of their config.json
 ours    their config.json (convert/settings.py) -> our Config
+
+and, where it is needed:
+
+in_files  our Config -> the rows as files have them, which may be older
+UNUSED    patterns of what files hold and the model does not
 """
 
 import difflib
+import re
 from types import ModuleType
 
 from convert.names import deepseek, gpt, llama, mixtral
+from convert.names.row import Row
 from convert.settings import Settings
 from models import families
 
@@ -20,10 +27,27 @@ FAMILIES: dict[str, ModuleType] = {
   "deepseek": deepseek,
 }
 
+# What older versions kept beside the weights, and what follows from the config.
+_BUFFERS = (r".*rotary_emb\.inv_freq", r".*\.position_ids")
+
 
 def of(config: families.Config) -> ModuleType:
   """The names of a config's family."""
   return FAMILIES[families.name(config)]
+
+
+def in_files(config: families.Config) -> tuple[Row, ...]:
+  """The rows of a config's family as their files have them."""
+  names = of(config)
+  return names.in_files(config) if hasattr(names, "in_files") else names.ROWS
+
+
+def unused(config: families.Config) -> re.Pattern:
+  """What to pass over in a file of a config's family."""
+  own = getattr(of(config), "UNUSED", ())
+  return re.compile(
+    "|".join(_BUFFERS + tuple(x.format(config=config) for x in own))
+  )
 
 
 def read(settings: Settings) -> families.Config:

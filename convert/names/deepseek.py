@@ -5,7 +5,7 @@ from typing import Any
 
 from convert import settings
 from convert.names import llama, mixtral, rotary
-from convert.names.row import Row, linear
+from convert.names.row import Row, expert_by_expert, linear
 from convert.settings import Settings
 from models import deepseek
 from models.layers import latent, moe
@@ -61,12 +61,22 @@ def _rows() -> tuple[Row, ...]:
 
 
 ROWS = _rows()
+# What predicts the token after next, which only training of ours has.
+UNUSED = (r"model\.layers\.{config.n_layers}\..*",)
 
 
 KINDS = {
   "deepseek_v2": ("DeepseekV2ForCausalLM",),
   "deepseek_v3": ("DeepseekV3ForCausalLM",),
 }
+
+
+def in_files(config: deepseek.Config) -> tuple[Row, ...]:
+  """The rows of a file, which lists expert by expert."""
+  del config
+  names = ("gate_proj", "up_proj", "down_proj")
+  theirs, ours = "model.layers.{i}.mlp.experts", "stack/layer_{j}/mlp"
+  return expert_by_expert(ROWS, theirs, names, ours)
 
 
 def theirs(config: deepseek.Config) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def _rows() -> tuple[Row, ...]:
 
 
 ROWS = _rows()
+UNUSED = (r".*\.attn\.(masked_)?bias",)  # the causal mask
 
 
 KINDS = {"gpt2": ("GPT2LMHeadModel",)}

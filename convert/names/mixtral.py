@@ -4,7 +4,7 @@ from typing import Any
 
 from convert import settings
 from convert.names import llama
-from convert.names.row import Row, linear
+from convert.names.row import Row, expert_by_expert, linear
 from convert.settings import Settings
 from models import mixtral
 from models.layers import moe
@@ -22,6 +22,18 @@ def _rows() -> tuple[Row, ...]:
 
 
 ROWS = _rows()
+
+
+def in_files(config: mixtral.Config) -> tuple[Row, ...]:
+  """The rows of a file, which lists expert by expert."""
+  theirs, ours = "model.layers.{i}.", "stack/layer_{i}/mlp"
+  if config.qk_normed:
+    names = ("gate_proj", "up_proj", "down_proj")
+    return expert_by_expert(ROWS, theirs + "mlp.experts", names, ours)
+  theirs += "block_sparse_moe"
+  rows = expert_by_expert(ROWS, theirs + ".experts", ("w1", "w3", "w2"), ours)
+  router = linear(theirs + ".gate", ours + "/router")
+  return tuple(router if row.ours == router.ours else row for row in rows)
 
 
 KINDS = {
