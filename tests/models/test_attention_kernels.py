@@ -64,10 +64,15 @@ def test_splash_is_the_reference(length, kind):
   )
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("kind", [{}, {"window": 50}, {"causal": False}])
-def test_what_cudnn_is_told_is_the_reference(kind):
+def test_what_cudnn_is_told_is_the_reference(kind, alone):
   """The mask and the padded values; the kernel itself: benchmarks/speed."""
   operands, mask = _operands(128), _packed(128, **kind)
+  if alone:  # a text a row, the second one padded
+    segments = jnp.minimum(mask.q_segments, 1)
+    positions = jnp.broadcast_to(jnp.arange(128, dtype=jnp.int32), (B, 128))
+    mask = Mask(positions, segments, positions, segments, **kind)
 
   def cudnn(*x):
     return attention_kernels.cudnn(*x, implementation="xla")

@@ -1,0 +1,54 @@
+"""Tokens per second of a training step on a GPU, against plain PyTorch.
+
+    python -m benchmarks.speed.train_gpu
+
+Llamas in bf16 that fit one card of 80 GB beside torch's: see
+benchmarks/speed/beside_torch.py; torch runs eager and compiled. Its rows are
+one document each, which it is told, and we find out. The last line is JSON.
+"""
+
+import dataclasses
+import json
+import os
+
+# Half of the memory is torch's.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402
+
+from benchmarks.speed import beside_torch  # noqa: E402
+from models import llama  # noqa: E402
+
+CASES = {
+  "110m": (llama.PRESETS["110m"], 32, 1024),
+  "1b": (
+    dataclasses.replace(llama.PRESETS["llama3_2_1b"], remat="save_qkv"),
+    *(4, 2048),
+  ),
+}
+
+
+def main() -> None:
+  """Measures all cases."""
+  device = jax.devices()[0]
+  if device.platform != "gpu":
+    raise SystemExit(
+      f"train_gpu wants a GPU, and jax found a {device.platform}."
+    )
+  result = {"name": "train_gpu", "device": device.device_kind}
+  for name, (model, rows, length) in CASES.items():
+    case = beside_torch.Case(
+      model=model,
+      rows=rows,
+      length=length,
+      device="cuda",
+      peers=("autocast", "compiled"),
+    )
+    found = beside_torch.measure(case)
+    print(name, "  ".join(f"{key} {value}" for key, value in found.items()))
+    result[name] = found
+  print(json.dumps(result))
+
+
+if __name__ == "__main__":
+  main()
