@@ -8,7 +8,9 @@ import pytest
 from jax import numpy as jnp
 
 from configs import fields
+from convert.names import rotary as theirs
 from models.layers.position import Scaling, rotary, rotate
+from sharding import rules
 
 D_HEAD, THETA = 16, 10_000.0
 POSITIONS = jnp.array([[0, 1, 257, 1023, 1024, 4095, 131_071, 2**20 - 1]])
@@ -113,11 +115,10 @@ def test_scalings_that_say_nothing_or_nonsense_are_refused(settings):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", SCALINGS)
 def test_scalings_are_those_of_transformers(name):
-  hf = pytest.importorskip("benchmarks.parity.hf")
   transformers = pytest.importorskip("transformers")
   rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
   length = 65_536
-  their_settings = hf.rope(THETA, SCALINGS[name], length)
+  their_settings = theirs.theirs(THETA, SCALINGS[name], length)
   config = transformers.LlamaConfig(head_dim=D_HEAD, **their_settings)
   kind = their_settings["rope_parameters"]["rope_type"]
   frequency, factor = rope_utils.ROPE_INIT_FUNCTIONS[kind](
@@ -126,3 +127,24 @@ def test_scalings_are_those_of_transformers(name):
   got, amplitude = measured(SCALINGS[name])
   np.testing.assert_allclose(got, frequency.double(), rtol=1e-6)
   np.testing.assert_allclose(amplitude, factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tpu_turns_by_its_matrix_unit_to_the_same(dtype, monkeypatch):
+  """Values; and gradients against those of the formula."""
+  rng = np.random.default_rng(0)
+  x, g = jnp.asarray(rng.normal(size=(2, 1, 8, 3, D_HEAD)), dtype)
+  turns = phases()
+
+  def formula(x):
+    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = turns.cos[:, :, None], turns.sin[:, :, None]
+    out = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+    return out.astype(dtype)
+
+  wanted, pull = jax.vjp(formula, x)
+  for platform in ("cpu", "tpu"):
+    monkeypatch.setattr(rules, "platform", lambda: platform)  # noqa: B023
+    found, back = jax.vjp(lambda x: rotate(x, turns), x)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(back(g)[0], pull(g)[0])
