@@ -28,7 +28,15 @@ from configs.ranges import (
   Positive,
   Share,
 )
-from train.core import balance, ema, leaves, moments, per_layer, width
+from train.core import (
+  balance,
+  ema,
+  leaves,
+  moments,
+  per_layer,
+  streamed,
+  width,
+)
 from train.core.leaves import Axes
 
 _Moments = moments.Kind  # a field hides the module
@@ -97,6 +105,8 @@ class AdamW(_Averaged, _Entrywise):
   eps: Epsilon = 1e-8
   weight_decay: NonNegative = 0.1
   moments: _Moments = "float32"  # between steps; vectors' are always so
+  # Moments of the layers live in the host's memory, and come one by one.
+  streamed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,11 +292,15 @@ def _direction(config: Config, axes: Axes) -> optax.GradientTransformation:
       return decay
     case SGD():
       return optax.chain(optax.trace(c.momentum, c.nesterov), decay)
-    case AdamW(moments="float32"):
-      return optax.chain(optax.scale_by_adam(c.b1, c.b2, c.eps), decay)
     case AdamW():
-      adam = moments.scale_by_adam(axes, c.b1, c.b2, c.eps, c.moments)
-      return optax.chain(adam, decay)
+
+      def adam(axes):
+        if c.moments == "float32":
+          return optax.scale_by_adam(c.b1, c.b2, c.eps)
+        return moments.scale_by_adam(axes, c.b1, c.b2, c.eps, c.moments)
+
+      moved = streamed.stream(adam, axes) if c.streamed else adam(axes)
+      return optax.chain(moved, decay)
     case LAMB():  # the decay is part of what gets the weight's norm
       adam = optax.scale_by_adam(c.b1, c.b2, c.eps)
       return optax.chain(adam, decay, per_layer.scale_by_trust_ratio(axes))
@@ -400,7 +414,7 @@ def shardings(
     )
     return sharding.update(spec=P(*(None,) * n_front, *kept))
 
-  return jax.tree.map_with_path(place, state)
+  return streamed.place(state, jax.tree.map_with_path(place, state))
 
 
 def _n_shards(mesh: Any, split: str | tuple[str, ...]) -> int:

@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from data.batch import Batch
-from train.core import guard, leaves, precision
+from train.core import guard, leaves, precision, streamed
 from train.core.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
@@ -75,6 +75,17 @@ def make(
       return total / weight
 
     loss = loss_sum / weight
+    grad_norm = _norm(axes, grads)
+    verdict, history = guard.judge(
+      judge,
+      state.guard,
+      loss=loss,
+      grad_norm=grad_norm,
+      params=params,
+      grads=grads,
+      batch=batch,
+      overflows=precision.is_scaled(state.opt_state),
+    )
     updates, opt_state = optimizer.update(
       grads,
       state.opt_state,
@@ -82,16 +93,21 @@ def make(
       value=loss,
       grad=grads,
       value_fn=mean_loss,  # traced only by optimizers that search along a line
+      is_good=verdict.is_good,  # read by those that keep the state elsewhere
     )
-    new = TrainState(
-      state.step + 1,
-      optax.apply_updates(params, updates),
-      opt_state,
-      state.guard,
+    params, opt_state = streamed.chosen(
+      verdict.is_good,
+      (optax.apply_updates(params, updates), opt_state),
+      (params, state.opt_state),
     )
-    metrics["grad_norm"] = (_norm(axes, grads), jnp.ones(()))
-    metrics |= precision.metrics(opt_state)
-    return _judged(judge, state, new, loss, grads, batch, metrics)
+    one = jnp.ones(())
+    metrics |= {"grad_norm": (grad_norm, one), **precision.metrics(opt_state)}
+    # A bad step adds nothing: a single NaN would be all that is left of a sum.
+    nothing = jax.tree.map(jnp.zeros_like, metrics)
+    metrics = streamed.chosen(verdict.is_good, metrics, nothing)
+    metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
+    new = TrainState(state.step + 1, params, opt_state, history)
+    return new, metrics, verdict
 
   return step
 
@@ -99,40 +115,6 @@ def make(
 def _norm(axes: leaves.Axes | None, tree: Any) -> Array:
   """The global norm of what gradients train."""
   return optax.tree.norm(tree if axes is None else leaves.split(axes, tree)[0])
-
-
-def _judged(
-  config: guard.Config,
-  old: TrainState,
-  new: TrainState,
-  loss: Array,
-  grads: Any,
-  batch: Batch,
-  metrics: Metrics,
-) -> tuple[TrainState, Metrics, guard.Verdict]:
-  """The new state where the step is good; else the old one, but its number."""
-  grad_norm, one = metrics["grad_norm"]
-  verdict, history = guard.judge(
-    config,
-    old.guard,
-    loss=loss,
-    grad_norm=grad_norm,
-    params=old.params,
-    grads=grads,
-    batch=batch,
-    overflows=precision.is_scaled(old.opt_state),
-  )
-
-  def chosen(new, old):
-    return jax.tree.map(lambda n, o: jnp.where(verdict.is_good, n, o), new, old)
-
-  # A bad step adds nothing: a single NaN would be all that is left of a sum.
-  metrics = chosen(metrics, jax.tree.map(jnp.zeros_like, metrics))
-  metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
-  params, opt_state = chosen(
-    (new.params, new.opt_state), (old.params, old.opt_state)
-  )
-  return TrainState(new.step, params, opt_state, history), metrics, verdict
 
 
 def over_micro_batches(
