@@ -26,7 +26,7 @@ from sharding import hlo, report, rules
 from sharding import mesh as meshes
 from sharding.rules import Layout
 from sharding.topology import DCN_RATE, Chip, Topology
-from train.core import loop, optim, run, setup, state, step
+from train.core import loop, optim, run, setup, state, step, streamed
 
 KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
 # Forward passes that a backward pass of splash is worth: five products for two.
@@ -110,17 +110,19 @@ def measure(
       compile_seconds=time.perf_counter() - began,
     )
   memory = compiled.memory_analysis()
+  # Arguments in the host's memory are counted in, as if they lay on the device.
+  peak = memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes
   program = hlo.read(compiled.as_text(), layout.mesh)
   kernel_flops = _kernel_flops(config, layout, program.kernels)
   times = _seconds(program, kernel_flops, topology)
   busiest = max(times, key=times.__getitem__)
   return dataclasses.replace(
     known,
-    peak_bytes=memory.peak_memory_in_bytes,
+    peak_bytes=peak,
     argument_bytes=memory.argument_size_in_bytes,
     host_bytes=memory.host_temp_size_in_bytes
     + memory.host_argument_size_in_bytes,
-    classes=_fill(known.classes, memory.peak_memory_in_bytes),
+    classes=_fill(known.classes, peak),
     kernel_flops=kernel_flops,
     program=program,
     step_seconds=times[busiest],
@@ -140,6 +142,7 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
   )
   # The sum over micro-batches, and what the next one adds to it.
   state_bytes["gradients"] *= 2 if config.train.n_micro > 1 else 1
+  host = state_bytes.pop("host")
   work = _workspaces(config, layout, topology.n_devices)
   saved = _saved_bytes(config, layout)
   grads = state_bytes["gradients"]
@@ -158,7 +161,7 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
     peak_bytes=peak,
     limit_bytes=topology.chip.hbm_bytes,
     argument_bytes=arguments,
-    host_bytes=0.0,
+    host_bytes=host,
     classes=classes,
     model_flops=needed,
     kernel_flops=None,
@@ -211,13 +214,16 @@ def _state_bytes(
     )
 
   made = optim.make(optimizer, lambda _: 1.0, axes)
-  kept = state.abstract(model, made, layout).opt_state
+  kept = jax.tree.leaves(state.abstract(model, made, layout).opt_state)
+  hosted = [x for x in kept if x.sharding.memory_kind == streamed.KIND]
+  host, optimizer = (
+    float(sum(map(report.bytes_per_device, part))) for part in (hosted, kept)
+  )
   return {
     "parameters": total(shapes, "params"),
-    "optimizer": float(
-      sum(report.bytes_per_device(x) for x in jax.tree.leaves(kept))
-    ),
+    "optimizer": optimizer - host,
     "gradients": total(shapes, "grads"),
+    "host": host,
   }
 
 

@@ -98,20 +98,35 @@ def _through(
 
   shared, hosted = parts(state)
 
-  def one(_, layer):
-    step, slices = layer
-    old = [jax.device_put(x, jax.memory.Space.Device) for x in slices]
+  def one(carry, i):
+    _, updates, hosted = carry
+    old = [jax.device_put(_at(x, i), jax.memory.Space.Device) for x in hosted]
+    step = jax.tree.map(lambda x: _at(x, i), updates)
     step, new = optimizer.update(step, whole(shared, old))
     numbers, arrays = parts(new)
     kept = [jnp.where(is_good, n, o) for n, o in zip(arrays, old, strict=True)]
     sent = [jax.device_put(x, jax.memory.Space.Host) for x in kept]
-    return numbers, (step, sent)
+    # Each in the place of what it follows: nothing is held twice.
+    hosted = [_put(x, i, s) for x, s in zip(hosted, sent, strict=True)]
+    updates = jax.tree.map(lambda x, s: _put(x, i, s), updates, step)
+    return (numbers, updates, hosted), None
 
-  numbers, (steps, hosted) = jax.lax.scan(one, shared, (updates, hosted))
+  n_layers = len(hosted[0])
+  (numbers, steps, hosted), _ = jax.lax.scan(
+    one, (shared, updates, hosted), jnp.arange(n_layers)
+  )
   numbers = [
     jnp.where(is_good, n, o) for n, o in zip(numbers, shared, strict=True)
   ]
   return steps, whole(numbers, hosted)
+
+
+def _at(x: Array, i: Array) -> Array:
+  return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def _put(x: Array, i: Array, layer: Array) -> Array:
+  return jax.lax.dynamic_update_index_in_dim(x, layer, i, 0)
 
 
 def place(state: Any, shardings: Any) -> Any:
@@ -151,13 +166,15 @@ def chosen(is_good: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 
 def _split(tree: Any) -> tuple[dict[Path, Any], Any]:
-  """Stacks by the path that leads to them; and the rest of the tree."""
+  """Stacks by the path that leads to them, each with its whole paths, by which
+  its state is placed; and the rest of the tree.
+  """
   stacks: dict[Path, dict[Path, Any]] = {}
   rest = {}
   for path, leaf in traverse_util.flatten_dict(tree).items():
     if STACK in path:
       at = path.index(STACK) + 1
-      stacks.setdefault(path[:at], {})[path[at:]] = leaf
+      stacks.setdefault(path[:at], {})[path] = leaf
     else:
       rest[path] = leaf
   unflatten = traverse_util.unflatten_dict
@@ -166,7 +183,6 @@ def _split(tree: Any) -> tuple[dict[Path, Any], Any]:
 
 def _join(stacks: dict[Path, Any], rest: Any) -> Any:
   flat = traverse_util.flatten_dict(rest)
-  for front, tree in stacks.items():
-    for path, leaf in traverse_util.flatten_dict(tree).items():
-      flat[front + path] = leaf
+  for tree in stacks.values():
+    flat |= traverse_util.flatten_dict(tree)
   return traverse_util.unflatten_dict(flat)
