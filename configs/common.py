@@ -44,6 +44,17 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(parsed).lock()
 
 
+def of_chip(chip: str, **values: Any) -> Any:
+  """Picks what a page wants on a kind of chip: `of_chip("v5p", v5e=4, v5p=1)`.
+
+  Raises:
+    ValueError: the page says nothing of this chip.
+  """
+  if chip not in values:
+    raise ValueError(f"argument chip={chip}: expected {', '.join(values)}.")
+  return values[chip]
+
+
 def _typed(name: str, text: str, default: Any) -> Any:
   if isinstance(default, str):
     return text

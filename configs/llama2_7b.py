@@ -22,6 +22,7 @@ def get_config(arg: str = ""):
   )
   config.data = dict(sources=(arg.source,), heldout_fraction=1e-6)
   config.batch = dict(size=1024, length=4096)  # 4 M tokens
+  config.objective = dict(chunk_tokens=1024)
   config.optim = dict(
     name="adamw", lr=3e-4, eps=1e-5, weight_decay=0.1, clip=1.0
   )

@@ -1,12 +1,13 @@
 """Llama 3, 70 B parameters, on 15 T tokens.
 
 arXiv 2407.21783, table 3; schedule and first batch as its 405 B (section 3.4.1).
-512 v5p, fully sharded, each layer over 4 chips. Not run on hardware.
+512 v5p or 256 others, fully sharded, each layer over 4. Not run on hardware.
 
     python -m train.pretrain --config=configs/llama3_70b.py:source=web/ \\
       --workdir=runs/llama3_70b
 
-Arguments: `source` is a folder of text or JSONL, `steps` how many updates.
+Arguments: `source` is a folder of text or JSONL, `steps` how many updates,
+`chip` v5e, v5p, v6e or tpu7x: plans of all are in benchmarks/speed/PLANS.md.
 """
 
 from configs import common
@@ -14,7 +15,10 @@ from configs import common
 
 def get_config(arg: str = ""):
   """See above."""
-  arg = common.parse_arg(arg, source="web/", steps=3_576_279)  # 15 T tokens
+  arg = common.parse_arg(
+    arg, source="web/", chip="v5p", steps=3_576_279
+  )  # 15 T tokens
+  n_micro = common.of_chip(arg.chip, v5e=8, v5p=2, v6e=4, tpu7x=1)
   config = common.base()
   config.model = common.preset("llama", "llama3_70b", remat="full")
   config.tokenizer = dict(
@@ -22,9 +26,10 @@ def get_config(arg: str = ""):
   )
   config.data = dict(sources=(arg.source,), heldout_fraction=1e-6)
   config.batch = dict(size=512, length=8192)  # 4 M tokens
+  config.objective = dict(chunk_tokens=1024)
   config.optim = dict(name="adamw", lr=1.5e-4, weight_decay=0.1, clip=1.0)
   config.schedule = dict(name="cosine", warmup_steps=8000, floor=0.01)
   config.mesh = dict(data=1, fsdp=-1, tensor=4, rules="fsdp_tensor")
-  config.train = dict(steps=arg.steps, n_micro=4, eval_every_steps=5000)
+  config.train = dict(steps=arg.steps, n_micro=n_micro, eval_every_steps=5000)
   config.checkpoint = dict(every_steps=1000)
   return config

@@ -104,10 +104,8 @@ def plain_torch(case: Case, batch: Batch, start: Any, way: str) -> Train:
 
   c, device = case.model, case.device
   dtype = getattr(torch, c.dtype)
-  tokens, targets = (
-    torch.tensor(x, dtype=torch.long, device=device)
-    for x in (batch.tokens, batch.targets)
-  )
+  ids = batch.tokens, batch.targets
+  tokens, targets = (torch.tensor(x, device=device).long() for x in ids)
   frequency = c.rope_theta ** (-torch.arange(0, c.d_head, 2) / c.d_head)
   phase = torch.outer(torch.arange(case.length), frequency)[:, None].to(device)
   cos, sin = phase.cos().to(dtype), phase.sin().to(dtype)
@@ -145,7 +143,7 @@ def plain_torch(case: Case, batch: Batch, start: Any, way: str) -> Train:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
   params = jax.tree.map(
-    lambda x: torch.tensor(x, device=device, requires_grad=True),
+    lambda x: torch.tensor(x, device=device).requires_grad_(),
     in_torch_layout(c, start),
   )
   leaves = jax.tree.leaves(params)

@@ -29,8 +29,9 @@ from sharding.topology import DCN_RATE, Chip, Topology
 from train.core import loop, optim, run, setup, state, step, streamed
 
 KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
-# Forward passes that a backward pass of splash is worth: five products for two.
-_BACKWARD = 2.5
+# Forward passes that splash's backward kernels are worth: of two products each,
+# four for the gradients of keys and values, three for those of queries.
+_BACKWARD = {"dkv": 2.0, "dq": 1.5}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,9 +245,13 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
   """What the layers keep for the backward pass, by the policy."""
   model = config.model
   _, n_tokens, n_parts = _sizes(config, layout)
-  heads = (model.n_heads + 2 * model.n_kv_heads) * model.d_head / n_parts
-  attended = model.n_heads * model.d_head / n_parts
-  wide = (2 if getattr(model, "gated", True) else 1) * model.d_ff / n_parts
+  d_value = getattr(model, "d_value", model.d_head)
+  n_kv_heads = getattr(model, "n_kv_heads", model.n_heads)
+  keys = (model.n_heads + n_kv_heads) * model.d_head
+  heads = (keys + n_kv_heads * d_value) / n_parts
+  attended = model.n_heads * d_value / n_parts
+  gates = 2 if getattr(model, "gated", True) else 1
+  wide = gates * _n_copies(model) * _width(model) / n_parts
   # Between the layers, rows are split over tensor too.
   table, shape = layout.rules.activations, layout.mesh.shape
   n_more = math.prod(
@@ -274,39 +279,62 @@ def _workspaces(
   of_one, of_all = _layers(
     dataclasses.replace(model, remat="none"), config.mesh, n_devices
   )
+  n_copies = _n_copies(model)
   # The stacked weights in the type of the computation, made before the scan.
   copies = of_all * size if size < 4 else 0.0
   vocab = model.vocab_size / n_parts
   chunk = min(config.objective.chunk_tokens, config.batch.length)
   n_chunks = -(-config.batch.length // chunk)
-  head = vocab * model.d_model * (2 * size + (4 if n_chunks > 1 else 0))
-  head += rows * chunk * vocab * (4 + size)
-  wide = model.d_ff / n_parts
-  layer = 2 * of_one * size / n_parts  # gathered: this one and the next
-  layer += n_tokens * size * (6 * wide + 8 * model.d_model)
+  # While chunks go by, logits and their gradient; then the head's is rounded.
+  logits, rounded = rows * chunk * (4 + size), model.d_model * size
+  head = model.d_model * (size + (4 if n_chunks > 1 else 0))
+  head = vocab * (head + max(logits, rounded))
+  wide = n_copies * _width(model) / n_parts
+  layer = 2 * of_one * size  # gathered: this one and the next
+  # Experts' widened tokens and gradients are let go of one after the other.
+  n_wide = 4 if hasattr(model, "experts") else 6
+  layer += n_tokens * size * (n_wide * wide + (7 + n_copies) * model.d_model)
   return {"head": copies + head, "layer": copies + layer}
+
+
+def _n_copies(model: families.Config) -> float:
+  """Feed-forwards that a token goes through in a layer, with their room."""
+  e = getattr(model, "experts", None)
+  if e is None:
+    return 1.0
+  return e.n_active * (e.capacity_factor or 1.0) + getattr(e, "n_shared", 0)
+
+
+def _width(model: families.Config) -> int:
+  return getattr(model, "d_expert", model.d_ff)
 
 
 @functools.lru_cache(maxsize=1024)
 def _layers(
   model: families.Config, mesh: meshes.Config, n: int
 ) -> tuple[float, float]:
-  """Parameters of one layer, and those of all that one of n devices has."""
+  """Parameters of one layer as a device gathers them: experts and parts over
+  tensor are its own; and those of all layers that one of n devices keeps.
+  """
   layout = rules.make(meshes.abstract(mesh, n), *mesh.settings)
   shapes, axes = families.abstract(model), families.axes(model)
   places = jax.tree.leaves(layout.shardings(axes, shapes, "params"))
   names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-  stacked = [
-    (x.shape, place.shard_shape(x.shape))
-    for x, place, dims in zip(
-      jax.tree.leaves(shapes), places, names, strict=True
+  used = kept = 0.0
+  for x, place, dims in zip(
+    jax.tree.leaves(shapes), places, names, strict=True
+  ):
+    if "layers" not in dims:
+      continue
+    kept += math.prod(place.shard_shape(x.shape))
+    n_own = math.prod(
+      layout.mesh.shape[axis]
+      for name, split in zip(dims, place.spec, strict=False)
+      for axis in ((split,) if isinstance(split, str) else split or ())
+      if axis == "tensor" or name == "experts"
     )
-    if "layers" in dims
-  ]
-  return (
-    sum(math.prod(whole) / model.n_layers for whole, _ in stacked),
-    float(sum(math.prod(part) for _, part in stacked)),
-  )
+    used += math.prod(x.shape) / x.shape[0] / n_own
+  return used, kept
 
 
 def _kernel_flops(
@@ -319,7 +347,7 @@ def _kernel_flops(
   _, n_tokens, n_parts = _sizes(config, layout)
   one = of_attention * n_tokens / model.n_layers / n_parts
   return sum(
-    n * one * (_BACKWARD if "dkv" in name or "dq" in name else 1.0)
+    n * one * next((f for k, f in _BACKWARD.items() if k in name), 1.0)
     for name, n in kernels.items()
     if "splash" in name
   )

@@ -100,16 +100,20 @@ def make(
       (optax.apply_updates(params, updates), opt_state),
       (params, state.opt_state),
     )
-    one = jnp.ones(())
-    metrics |= {"grad_norm": (grad_norm, one), **precision.metrics(opt_state)}
-    # A bad step adds nothing: a single NaN would be all that is left of a sum.
-    nothing = jax.tree.map(jnp.zeros_like, metrics)
-    metrics = streamed.chosen(verdict.is_good, metrics, nothing)
-    metrics["bad"] = (1 - verdict.is_good.astype(jnp.float32), one)
+    metrics |= {"grad_norm": (grad_norm, jnp.ones(()))}
+    metrics |= precision.metrics(opt_state)
     new = TrainState(state.step + 1, params, opt_state, history)
-    return new, metrics, verdict
+    return new, _told(metrics, verdict), verdict
 
   return step
+
+
+def _told(metrics: Metrics, verdict: guard.Verdict) -> Metrics:
+  """A bad step adds nothing: a single NaN would be all that is left of a sum."""
+  nothing = jax.tree.map(jnp.zeros_like, metrics)
+  is_bad = 1 - verdict.is_good.astype(jnp.float32)
+  told = streamed.chosen(verdict.is_good, metrics, nothing)
+  return {**told, "bad": (is_bad, jnp.ones(()))}
 
 
 def _norm(axes: leaves.Axes | None, tree: Any) -> Array:
