@@ -47,16 +47,7 @@ def make(
   """
 
   judge = judge or guard.Config()
-
-  def summed(params, batch, key, scale):
-    def loss(params):
-      loss_sum, weight_sum, metrics = objective(params, batch, key)
-      return scale * loss_sum, (loss_sum, weight_sum, metrics)
-
-    grads, sums = jax.grad(loss, has_aux=True)(params)
-    if grad_shardings is not None:
-      grads = jax.lax.with_sharding_constraint(grads, grad_shardings)
-    return grads, sums
+  summed = _summed(objective, grad_shardings)
 
   def step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -106,6 +97,22 @@ def make(
     return new, _told(metrics, verdict), verdict
 
   return step
+
+
+def _summed(objective: Objective, shardings: Any) -> Callable[..., Any]:
+  """(params, batch, key, scale) to the gradient of a sum, and the sums."""
+
+  def run(params, batch, key, scale):
+    def loss(params):
+      loss_sum, weight_sum, metrics = objective(params, batch, key)
+      return scale * loss_sum, (loss_sum, weight_sum, metrics)
+
+    grads, sums = jax.grad(loss, has_aux=True)(params)
+    if shardings is not None:
+      grads = jax.lax.with_sharding_constraint(grads, shardings)
+    return grads, sums
+
+  return run
 
 
 def _told(metrics: Metrics, verdict: guard.Verdict) -> Metrics:
