@@ -93,7 +93,8 @@ def in_torch_layout(c: llama.Config, params: Any) -> Any:
       x = x.reshape(-1, x.shape[-1]).T
     return np.ascontiguousarray(x)
 
-  params = {**params, "stack": unstack(params["stack"])}
+  if c.scanned:
+    params = {**params, "stack": unstack(params["stack"])}
   return jax.tree.map_with_path(turn, params)
 
 
