@@ -8,6 +8,7 @@ one document each, which it is told, and we find out. The last line is JSON.
 """
 
 import dataclasses
+import gc
 import json
 import os
 
@@ -15,6 +16,7 @@ import os
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402
+import torch  # noqa: E402
 
 from benchmarks.speed import beside_torch  # noqa: E402
 from models import llama  # noqa: E402
@@ -49,6 +51,8 @@ def main() -> None:
       peers=("autocast", "compiled"),
     )
     found = beside_torch.measure(case)
+    gc.collect()  # the next case needs the room
+    torch.cuda.empty_cache()
     print(name, "  ".join(f"{key} {value}" for key, value in found.items()))
     result[name] = found
   print(json.dumps(result))
