@@ -6,6 +6,7 @@ keys): 2505.09388.  SmolLM2: 2502.02737.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from flax import linen as nn
@@ -14,12 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
-from models.cache import Cache, LayerCache
-from models.layers import mask, position, stack
+from models.layers import decoder, position, stack
 from models.layers.attention import Attention
-from models.layers.embed import Table, lookup
 from models.layers.mlp import MLP
-from models.layers.norm import RMSNorm
+from models.layers.position import Rotary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,31 +80,11 @@ class Config:
     return self.n_kv_heads, self.d_head, self.d_head
 
 
-class Block(nn.Module):
+class Block(decoder.Block):
   """x + attention(norm x), then x + mlp(norm x)."""
 
-  config: Config
-  kind: str
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B T D"],
-    side: stack.Side,
-    cache: LayerCache | None = None,
-    lengths: Int[Array, "B"] | None = None,
-  ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-    c = self.config
-    drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
-    h = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
-    h, cache = self.self_attention()(h, side.mask, side.rotary, cache, lengths)
-    x += drop(h)
-    h = RMSNorm(c.norm_epsilon, name="mlp_norm")(x)
-    x += drop(self.feed_forward(h, side))
-    return stack.residual(x), cache
-
   def self_attention(self) -> nn.Module:
-    """What kin of Llama may put something else in the place of."""
+    """Grouped queries with rotary positions."""
     c = self.config
     return Attention(
       n_heads=c.n_heads,
@@ -121,42 +100,24 @@ class Block(nn.Module):
   def feed_forward(
     self, x: Float[Array, "B T D"], side: stack.Side
   ) -> Float[Array, "B T D"]:
-    """As `self_attention`, of the other branch."""
+    """Gated by SiLU."""
     del side
     c = self.config
     return MLP(c.d_ff, "silu", jnp.dtype(c.dtype), gated=True, name="mlp")(x)
 
 
-class Model(nn.Module):
-  """Tokens to hidden states; `models.families` has the head and the rest."""
+class Model(decoder.Model):
+  """Tokens to hidden states."""
 
-  config: Config
   block: type[nn.Module] = Block
 
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-    cache: Cache | None = None,
-    deterministic: bool = True,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
+  def rotary(self, positions: Int[Array, "B T"]) -> Mapping[str, Rotary]:
+    """The same phases for all layers."""
     c = self.config
-    table = Table(c.vocab_size, c.d_model, name="embed")()
-    if not c.tied:
-      Table(c.vocab_size, c.d_model, name="head")()
-    x = lookup(table, tokens, jnp.dtype(c.dtype))
-    side = stack.Side(
-      mask.of_tokens(positions, segment_ids),
-      position.rotary(positions, c.d_head, c.rope_theta, c.rope_scaling),
-      deterministic,
+    phases = position.rotary(
+      positions, c.d_head, c.rope_theta, c.rope_scaling
     )
-    layers = stack.Stack(
-      self.block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
-    )
-    x, cache = layers(x, side, cache)
-    return RMSNorm(c.norm_epsilon, name="norm")(x), cache
+    return dict.fromkeys(c.pattern, phases)
 
 
 _LLAMA3_SCALING = position.Scaling(

@@ -1,6 +1,7 @@
 """Positions: learned, and rotary (arXiv 2104.09864) with its scalings.
 
 Linear: 2306.15595.  YaRN: 2309.00071.  Llama 3: 2407.21783, section 3.
+ALiBi, biases in the place of positions: 2108.12409.
 Phases come from two small tables that the host computes in float64, so they
 are right to 1e-7 at any position; a bf16 phase errs by 2.0 below position 4096.
 """
@@ -151,12 +152,16 @@ def rotate(
 ) -> Float[Array, "B T N H"]:
   """Rotates the pairs (i, i + H/2), in fp32, returned in x's type.
 
-  Interleaved, the pairs are (2 i, 2 i + 1), and come out as (i, i + H/2): no
-  product of a query and a key sees the order.
+  Where there are fewer phases than pairs, that is of the first dimensions, and
+  the others stay as they are. Interleaved, the pairs are (2 i, 2 i + 1), and
+  come out as (i, i + H/2): no product of a query and a key sees the order.
   """
+  n_turned = 2 * phases.cos.shape[-1]
+  x, rest = x[..., :n_turned], x[..., n_turned:]
   if interleaved:
     x = jnp.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
-  return _rotate(x, phases.cos[:, :, None], phases.sin[:, :, None])
+  turned = _rotate(x, phases.cos[:, :, None], phases.sin[:, :, None])
+  return jnp.concatenate([turned, rest], axis=-1) if rest.size else turned
 
 
 @jax.custom_vjp
@@ -191,3 +196,15 @@ def _rotate_back(phases, g):
 
 
 _rotate.defvjp(_rotate_forward, _rotate_back)
+
+
+def alibi_slopes(n_heads: int) -> Float[Array, "N"]:
+  """How much a head's logits fall with every token of distance.
+
+  Powers of 2**(-8 / P), where P is the largest power of two up to the number of
+  heads; those beyond P lie between the first ones.
+  """
+  n_even = 1 << (n_heads.bit_length() - 1)
+  powers = np.arange(1, n_even + 1) / n_even
+  between = (np.arange(n_heads - n_even) + 0.5) / n_even
+  return jnp.asarray(2.0 ** (-8 * np.concatenate([powers, between])), "float32")

@@ -53,7 +53,7 @@ class Side:
   """What every layer sees beside the residual stream."""
 
   mask: Mask
-  rotary: Rotary | None = None
+  rotary: dict[str, Rotary]  # by kind of layer; one that is not there turns none
   deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
 

@@ -100,7 +100,7 @@ def test_a_pattern_is_its_blocks_one_by_one():
   )
   side = stack.Side(
     mask.of_tokens(batch.positions, batch.segment_ids),
-    position.rotary(batch.positions, PATTERNED.d_head, PATTERNED.rope_theta),
+    llama.Model(PATTERNED).rotary(batch.positions),
   )
   x = jnp.float32(np.random.default_rng(0).normal(size=(2, 16, 32)))
   layers = stack.Stack(llama.Block, PATTERNED, 4, PATTERNED.pattern)
@@ -153,7 +153,7 @@ def dropper(config, deterministic=False):
     out, _ = layers.apply(
       {"params": params},
       jnp.zeros((2, 8, 16)),
-      stack.Side(seen, None, deterministic),
+      stack.Side(seen, {}, deterministic),
       rngs={"dropout": jax.random.key(seed)},
     )
     kept = out if deterministic else out / 2  # what is kept counts double
