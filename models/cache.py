@@ -8,6 +8,7 @@ where compressed keys and values are one head.
 Extra letters: C slots of a layer.
 """
 
+import itertools
 import typing
 from typing import Any
 
@@ -60,7 +61,7 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
   names = NAMES if n_heads > 1 else ("batch", None, None, None)
 
   def zeros(kind: str) -> LayerCache:
-    size = n_slots if kind == "full" else min(n_slots, config.window)
+    size = min(n_slots, config.window) if kind == "sliding" else n_slots
     return LayerCache(
       *(
         constrain(
@@ -70,7 +71,7 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
       )
     )
 
-  kinds = config.pattern * (config.n_layers // len(config.pattern))
+  kinds = itertools.islice(itertools.cycle(config.pattern), config.n_layers)
   layers = [zeros(kind) for kind in kinds]
   return Cache(layers, constrain(jnp.zeros(n_rows, jnp.int32), "batch"))
 

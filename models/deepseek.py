@@ -9,7 +9,6 @@ norm. Deviation: the balance loss is of the whole batch, not of each sequence.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from flax import linen as nn
@@ -85,6 +84,11 @@ class Config:
     return self.attention.d_plain + self.attention.d_rotary
 
   @property
+  def d_rotary(self) -> int:
+    """Of these, those that turn with the position."""
+    return self.attention.d_rotary
+
+  @property
   def d_value(self) -> int:
     """Width of a head's value."""
     return self.attention.d_value
@@ -150,7 +154,7 @@ class Ahead(nn.Module):
     return RMSNorm(c.norm_epsilon, name="norm")(x)
 
 
-class Model(decoder.Model):
+class Model(decoder.RotaryModel):
   """Tokens to hidden states.
 
   Sows "ahead" where it is asked for: what predicts the token after next.
@@ -158,12 +162,9 @@ class Model(decoder.Model):
 
   block: type[nn.Module] = Block
 
-  def rotary(self, positions: Int[Array, "B T"]) -> Mapping[str, Rotary]:
+  def rotary(self, positions: Int[Array, "B T"]) -> dict[str, Rotary]:
     """The same phases for all layers."""
-    c = self.config
-    phases = position.rotary(
-      positions, c.attention.d_rotary, c.rope_theta, c.rope_scaling
-    )
+    (phases,) = super().rotary(positions).values()
     return {"dense": phases, "experts": phases}
 
   def layers(

@@ -48,17 +48,17 @@ class Config:
   # What a decoder-only architecture tells the cache and the FLOP count.
   n_kv_heads = property(lambda self: self.n_heads)
   d_head = property(lambda self: self.d_model // self.n_heads)
-  kept = property(lambda self: (self.n_heads, self.d_head, self.d_head))
+  kept = property(lambda self: (self.n_kv_heads, self.d_head, self.d_head))
   pattern = ("full",)
   window = None
   tied = True
+  # What its kin have otherwise.
+  biased = True  # all matrices have biases
+  alibi = False  # in the place of positions, attention fades with the distance
 
 
 class Block(decoder.Block):
   """x + attention(norm x), then x + mlp(norm x)."""
-
-  biased = True  # all matrices have biases
-  alibi = False  # attention falls with the distance
 
   @staticmethod
   def norm(config: Any, name: str) -> nn.Module:
@@ -66,16 +66,16 @@ class Block(decoder.Block):
     return LayerNorm(config.norm_epsilon, name=name)
 
   def self_attention(self) -> nn.Module:
-    """Every head has keys and values of its own."""
+    """Queries, keys and values, of which groups of heads may share some."""
     c = self.config
     return Attention(
       n_heads=c.n_heads,
-      n_kv_heads=c.n_heads,
+      n_kv_heads=c.n_kv_heads,
       d_head=c.d_head,
       dtype=jnp.dtype(c.dtype),
-      qkv_biased=self.biased,
-      out_biased=self.biased,
-      alibi=self.alibi,
+      qkv_biased=c.biased,
+      out_biased=c.biased,
+      alibi=c.alibi,
       out_std=self.out_std,
       name="attention",
     )
@@ -90,7 +90,7 @@ class Block(decoder.Block):
       c.d_ff,
       c.activation,
       jnp.dtype(c.dtype),
-      biased=self.biased,
+      biased=c.biased,
       out_std=self.out_std,
       name="mlp",
     )(x)
@@ -106,6 +106,8 @@ class Model(decoder.Model):
 
   block: type[nn.Module] = Block
 
+  n_unused = 0  # rows of the table of positions ahead of the first one's
+
   def enter(
     self,
     x: Float[Array, "B T D"],
@@ -114,10 +116,9 @@ class Model(decoder.Model):
   ) -> Float[Array, "B T D"]:
     """Learned positions are added."""
     c = self.config
-    table = Table(
-      c.max_length, c.d_model, axis="position", std=0.01, name="position"
-    )()
-    x += lookup(table, positions, jnp.dtype(c.dtype))
+    n_rows = c.max_length + self.n_unused
+    table = Table(n_rows, c.d_model, "position", 0.01, name="position")()
+    x += lookup(table, positions + self.n_unused, jnp.dtype(c.dtype))
     return nn.Dropout(c.dropout, deterministic=deterministic)(x)
 
 

@@ -2,23 +2,22 @@
 
 Llama: arXiv 2302.13971, 2307.09288, 2407.21783.  Mistral (window): 2310.06825.
 Qwen2 (biased queries, keys, values): 2407.10671.  Qwen3 (normed queries and
-keys): 2505.09388.  SmolLM2: 2502.02737.
+keys): 2505.09388.  SmolLM2: 2502.02737.  SmolLM3 (every fourth layer without
+positions): Hugging Face, 2025; 2501.18795.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flax import linen as nn
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
 from models.layers import decoder, position, stack
 from models.layers.attention import Attention
 from models.layers.mlp import MLP
-from models.layers.position import Rotary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,8 @@ class Config:
   qkv_biased: bool = False  # Qwen2
   qk_normed: bool = False  # Qwen3
   window: Count | None = None  # tokens that a "sliding" layer sees
-  pattern: tuple[Literal["full", "sliding"], ...] = ("full",)  # repeated
+  # Repeated; "unrotated" layers are full ones without positions (SmolLM3).
+  pattern: tuple[Literal["full", "sliding", "unrotated"], ...] = ("full",)
   dropout: Fraction = 0.0  # on each residual branch
   dtype: stack.Dtype = "bfloat16"  # of the computation
   remat: stack.Remat = "none"  # what the backward pass finds saved
@@ -54,25 +54,31 @@ class Config:
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every kv head serves the same number of heads."
       )
-    if not self.pattern or self.n_layers % len(self.pattern):
+    if not 1 <= len(self.pattern) <= self.n_layers:
       raise ValueError(
-        f"n_layers={self.n_layers} is not a multiple of the "
-        f"{len(self.pattern)} layers of pattern={self.pattern}."
+        f"pattern={self.pattern} is of {len(self.pattern)} layers, and n_layers="
+        f"{self.n_layers}: it has one at least, and no more than there are."
       )
     if ("sliding" in self.pattern) != (self.window is not None):
       raise ValueError(
         f"window={self.window} with pattern={self.pattern}: a window goes "
         "with sliding layers, and sliding layers with a window."
       )
-    if self.d_head % 2:
+    if self.d_rotary % 2 or not self.d_rotary:
       raise ValueError(
-        f"d_head={self.d_head} is odd: rotary positions turn pairs."
+        f"d_head={self.d_head} has {self.d_rotary} dimensions that turn: rotary "
+        "positions turn pairs."
       )
     if self.d_head == 2 and getattr(self.rope_scaling, "kind", "") == "ntk":
       raise ValueError(
         "d_head=2 has one frequency, and rope_scaling.kind=ntk changes all but "
         "the first: give d_head=4 or more."
       )
+
+  @property
+  def d_rotary(self) -> int:
+    """Dimensions of a head that turn with the position."""
+    return self.d_head
 
   @property
   def kept(self) -> tuple[int, int, int]:
@@ -83,8 +89,10 @@ class Config:
 class Block(decoder.Block):
   """x + attention(norm x), then x + mlp(norm x)."""
 
-  def self_attention(self) -> nn.Module:
-    """Grouped queries with rotary positions."""
+  activation = "silu"
+
+  def self_attention(self, **extras: Any) -> nn.Module:
+    """Grouped queries with rotary positions, and what kin of Llama add."""
     c = self.config
     return Attention(
       n_heads=c.n_heads,
@@ -94,30 +102,25 @@ class Block(decoder.Block):
       window=c.window if self.kind == "sliding" else None,
       qkv_biased=c.qkv_biased,
       qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
+      **extras,
       name="attention",
     )
 
   def feed_forward(
     self, x: Float[Array, "B T D"], side: stack.Side
   ) -> Float[Array, "B T D"]:
-    """Gated by SiLU."""
+    """Gated."""
     del side
     c = self.config
-    return MLP(c.d_ff, "silu", jnp.dtype(c.dtype), gated=True, name="mlp")(x)
+    return MLP(
+      c.d_ff, self.activation, jnp.dtype(c.dtype), gated=True, name="mlp"
+    )(x)
 
 
-class Model(decoder.Model):
+class Model(decoder.RotaryModel):
   """Tokens to hidden states."""
 
   block: type[nn.Module] = Block
-
-  def rotary(self, positions: Int[Array, "B T"]) -> Mapping[str, Rotary]:
-    """The same phases for all layers."""
-    c = self.config
-    phases = position.rotary(
-      positions, c.d_head, c.rope_theta, c.rope_scaling
-    )
-    return dict.fromkeys(c.pattern, phases)
 
 
 _LLAMA3_SCALING = position.Scaling(
@@ -170,6 +173,20 @@ PRESETS = {
     max_length=8192,
     rope_theta=100_000.0,
     tied=True,
+  ),
+  "smollm3_3b": Config(
+    vocab_size=128_256,
+    d_model=2048,
+    n_layers=36,
+    n_heads=16,
+    n_kv_heads=4,
+    d_head=128,
+    d_ff=11_008,
+    max_length=65_536,
+    rope_theta=5_000_000.0,
+    norm_epsilon=1e-6,
+    tied=True,
+    pattern=("full", "full", "full", "unrotated"),
   ),
   "llama2_7b": Config(
     vocab_size=32_000,

@@ -90,7 +90,7 @@ def on_shards(
   Args:
     function: one of attention; sees what lies on its shard.
     q: queries [B, T, N, H].
-    k: keys [B, S, K, H].
+    k: keys [B, S, K, H]; one head is there for the queries of all shards.
     v: values.
     mask: a tree of arrays [B, T], [B, S] or [B].
     of_heads: a tree of arrays [N].
@@ -100,7 +100,7 @@ def on_shards(
     return function(q, k, v, mask, of_heads)
   table = layout.rules.activations
   wide = P(*layout.rows, table["act_heads"])
-  narrow = P(*layout.rows, table["act_kv_heads"])
+  narrow = P(*layout.rows, table["act_kv_heads"] if k.shape[2] > 1 else None)
   return jax.shard_map(
     function,
     mesh=layout.mesh,

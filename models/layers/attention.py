@@ -51,11 +51,13 @@ class Attention(nn.Module):
     lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], caches.LayerCache | None]:
     q_BTNH = self._project(x, "q", self.n_heads, "heads")
-    k_BTKH = self._project(x, "k", self.n_kv_heads, "kv_heads")
-    v_BTKH = self._project(x, "v", self.n_kv_heads, "kv_heads")
+    # One head for all is never split.
+    of_kv = "kv_heads" if self.n_kv_heads > 1 else None
+    k_BTKH = self._project(x, "k", self.n_kv_heads, of_kv)
+    v_BTKH = self._project(x, "v", self.n_kv_heads, of_kv)
     if self.qk_norm_epsilon is not None:
       q_BTNH = self._normed(q_BTNH, "q_norm", "heads")
-      k_BTKH = self._normed(k_BTKH, "k_norm", "kv_heads")
+      k_BTKH = self._normed(k_BTKH, "k_norm", of_kv)
     if rotary is not None:
       q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
     q_BTNH = checkpoint_name(q_BTNH, "qkv")
@@ -96,7 +98,7 @@ class Attention(nn.Module):
     return out, cache
 
   def _normed(
-    self, x: Float[Array, "B T N H"], name: str, axis: str
+    self, x: Float[Array, "B T N H"], name: str, axis: str | None
   ) -> Float[Array, "B T N H"]:
     return RMSNorm(
       self.qk_norm_epsilon,
@@ -106,7 +108,7 @@ class Attention(nn.Module):
     )(x)
 
   def _project(
-    self, x: Float[Array, "B T D"], name: str, n_heads: int, axis: str
+    self, x: Float[Array, "B T D"], name: str, n_heads: int, axis: str | None
   ) -> Float[Array, "B T N H"]:
     shape = (x.shape[-1], n_heads, self.d_head)
     w = weight(self, name, shape, ("embed", axis, "head"), dtype=self.dtype)
@@ -114,4 +116,4 @@ class Attention(nn.Module):
     if self.qkv_biased:
       bias = vector(self, f"{name}_bias", shape[1:], (axis, "head"))
       y = add_bias(y, bias)
-    return constrain(y, "batch", "length", f"act_{axis}", None)
+    return constrain(y, "batch", "length", axis and f"act_{axis}", None)

@@ -5,7 +5,6 @@ what happens before and after them.
 Parallel branches: GPT-J; PaLM, arXiv 2204.02311.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -13,7 +12,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.cache import Cache, LayerCache
-from models.layers import mask, stack
+from models.layers import mask, position, stack
 from models.layers.embed import Table, lookup
 from models.layers.norm import RMSNorm
 from models.layers.position import Rotary
@@ -122,7 +121,7 @@ class Model(nn.Module):
     del positions, deterministic
     return x
 
-  def rotary(self, positions: Int[Array, "B T"]) -> Mapping[str, Rotary]:
+  def rotary(self, positions: Int[Array, "B T"]) -> dict[str, Rotary]:
     """The phases by which each kind of layer turns queries and keys, if any."""
     del positions
     return {}
@@ -145,3 +144,15 @@ class Model(nn.Module):
     side: stack.Side,
   ) -> None:
     """What a family computes beside the hidden states, and sows."""
+
+
+class RotaryModel(Model):
+  """The same phases in all layers, but for those that are called "unrotated"."""
+
+  def rotary(self, positions: Int[Array, "B T"]) -> dict[str, Rotary]:
+    """Of the first d_rotary dimensions of a head."""
+    c = self.config
+    phases = position.rotary(
+      positions, c.d_rotary, c.rope_theta, c.rope_scaling, c.max_length
+    )
+    return {kind: phases for kind in c.pattern if kind != "unrotated"}

@@ -12,7 +12,7 @@ def weight(
   module: nn.Module,
   name: str,
   shape: tuple[int, ...],
-  axes: tuple[str, ...],
+  axes: tuple[str | None, ...],
   std: float = 0.02,
   *,
   dtype: jnp.dtype | None = None,
@@ -39,7 +39,7 @@ def vector(
   module: nn.Module,
   name: str,
   shape: tuple[int, ...],
-  axes: tuple[str, ...],
+  axes: tuple[str | None, ...],
   value: float = 0.0,
 ) -> Weight:
   """A bias or a scale, constant at the start."""

@@ -58,7 +58,7 @@ class RMSNorm(nn.Module):
   """
 
   epsilon: float = 1e-6
-  axes: tuple[str, ...] = ("norm",)
+  axes: tuple[str | None, ...] = ("norm",)
   offset: float = 0.0  # 1 in Gemma: weight decay draws the scale to 1
 
   @nn.compact

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from benchmarks.parity import cases
 from models import families, gpt, llama
-from models.layers import mask, position, stack
+from models.layers import mask, stack
 
 LLAMA = cases.CASES["llama"]
 PATTERNED = dataclasses.replace(

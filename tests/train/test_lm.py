@@ -46,7 +46,7 @@ def test_chunks_give_the_plain_loss_and_gradient(
   def ours(hidden, head):
     both = lm.cross_entropy(
       config,
-      jnp.dtype("float32"),
+      families.Scoring(jnp.dtype("float32")),
       hidden,
       head,
       text["targets"],
@@ -67,7 +67,9 @@ def test_chunks_give_the_plain_loss_and_gradient(
 
 
 def test_sums_to_report(text):
-  _, sums = lm.cross_entropy(lm.Config(), jnp.dtype("float32"), **text)
+  _, sums = lm.cross_entropy(
+    lm.Config(), families.Scoring(jnp.dtype("float32")), **text
+  )
   logits = np.asarray(text["hidden"] @ text["head"].T, np.float64)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   targets, weights = np.asarray(text["targets"]), np.asarray(text["weights"])
@@ -81,7 +83,7 @@ def test_a_uniform_model_has_the_loss_log_v(text):
   weights = jnp.ones((B, T))
   loss, _ = lm.cross_entropy(
     lm.Config(chunk_tokens=4),
-    jnp.dtype("float32"),
+    families.Scoring(jnp.dtype("float32")),
     jnp.zeros((B, T, D)),
     text["head"],
     text["targets"],
@@ -102,7 +104,7 @@ def test_the_logits_of_all_tokens_are_never_held():
       jax.ShapeDtypeStruct((1, n_tokens), i32),
       jax.ShapeDtypeStruct((1, n_tokens), f32),
     )
-    loss = lambda *a: lm.cross_entropy(config, jnp.dtype(f32), *a)[0]  # noqa: E731
+    loss = lambda *a: lm.cross_entropy(config, families.Scoring(f32), *a)[0]  # noqa: E731
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*args).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -114,8 +116,8 @@ def test_the_logits_of_all_tokens_are_never_held():
 def test_weights_decide_what_counts(text):
   other = dict(text, targets=jnp.where(text["weights"] > 0, text["targets"], 0))
   config, dtype = lm.Config(), jnp.dtype("float32")
-  ours = lm.cross_entropy(config, dtype, **text)[0]
-  assert ours == lm.cross_entropy(config, dtype, **other)[0]
+  ours = lm.cross_entropy(config, families.Scoring(dtype), **text)[0]
+  assert ours == lm.cross_entropy(config, families.Scoring(dtype), **other)[0]
 
 
 @pytest.mark.parametrize(
