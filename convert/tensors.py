@@ -123,7 +123,8 @@ class Places:
 
   def __init__(self, config: families.Config):
     self._blocks: dict[str, int] = {}
-    for name in arrays.by_path(families.abstract(config)):
+    self._names = {*arrays.by_path(families.abstract(config))}
+    for name in self._names:
       if found := re.match(r"(.*)/layers/block_(\d+)/", name):
         n_blocks = max(int(found[2]) + 1, self._blocks.get(found[1], 0))
         self._blocks[found[1]] = n_blocks
@@ -132,7 +133,9 @@ class Places:
     """The leaf of the tree, and the first indices of the part in it."""
     copy = () if part.copy is None else (part.copy,)
     found = re.match(r"(.*)/layer_(\d+)/(.*)", part.name)
-    if not found or found[1] not in self._blocks:
+    # Layers of a repetition that is cut short stand alone, scanned or not.
+    is_alone = part.name in self._names
+    if is_alone or not found or found[1] not in self._blocks:
       return part.name, copy
     i, j = divmod(int(found[2]), self._blocks[found[1]])
     return f"{found[1]}/layers/block_{j}/{found[3]}", (i, *copy)

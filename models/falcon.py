@@ -1,7 +1,7 @@
 """Falcon: parallel branches, few key and value heads, rotary positions.
 
 arXiv 2311.16867. The 7B model has one head of keys and values, and one norm for
-both branches; 40B and 180B have eight, and a norm for each. Not here: ALiBi (the
+both branches; 40B has eight, and a norm for each. Not here: ALiBi (the
 RefinedWeb models).
 """
 
@@ -78,14 +78,6 @@ PRESETS = {
     n_heads=128,
     n_kv_heads=8,
     d_ff=32_768,
-    branches="parallel",
-  ),
-  "falcon_180b": Config(
-    d_model=14_848,
-    n_layers=80,
-    n_heads=232,
-    n_kv_heads=8,
-    d_ff=59_392,
     branches="parallel",
   ),
 }

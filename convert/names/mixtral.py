@@ -32,7 +32,7 @@ ROWS = _rows()
 def in_files(config: mixtral.Config) -> tuple[Row, ...]:
   """The rows of a file, which lists expert by expert."""
   theirs, ours = "model.layers.{i}.", "stack/layer_{i}/mlp"
-  if config.qk_normed:
+  if config.qk_normed or config.experts.n_shared:  # Qwen's
     names = ("gate_proj", "up_proj", "down_proj")
     return expert_by_expert(ROWS, theirs + "mlp.experts", names, ours)
   theirs += "block_sparse_moe"

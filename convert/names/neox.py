@@ -20,7 +20,15 @@ ROWS = (
   *affine(_THEIRS + "mlp.dense_h_to_4h", _OURS + "mlp/up", 1),
   *affine(_THEIRS + "mlp.dense_4h_to_h", _OURS + "mlp/down", 1),
 )
+UNUSED = (r".*\.attention\.(masked_)?bias",)  # the causal mask
 KINDS = {"gpt_neox": ("GPTNeoXForCausalLM",)}
+
+
+def in_files(config: neox.Config) -> tuple[Row, ...]:
+  """The rows of a file, where the head has its older name."""
+  del config
+  head = Row("embed_out.weight", ("head/table",), 1)
+  return tuple(head if row.ours == head.ours else row for row in ROWS)
 
 
 def theirs(config: neox.Config) -> dict[str, Any]:
