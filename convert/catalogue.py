@@ -22,6 +22,7 @@ from convert.names import (
   gemma,
   gpt,
   llama,
+  mamba2,
   mixtral,
   mpt,
   neox,
@@ -48,6 +49,7 @@ FAMILIES: dict[str, ModuleType] = {
   "bloom": bloom,
   "mpt": mpt,
   "falcon": falcon,
+  "mamba2": mamba2,
 }
 
 # What older versions kept beside the weights, and what follows from the config.

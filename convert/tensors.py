@@ -49,7 +49,8 @@ class Piece:
       sum(math.prod(shape[inner:]) for shape in shapes),
     )
     matrix = matrix[::-1] if r.transposed else matrix
-    return (*shapes[0][: r.n_copies], *matrix)
+    ones = (1,) * r.n_ones
+    return (*shapes[0][: r.n_copies], matrix[0], *ones, matrix[1])
 
   def join(self, ours: Sequence[np.ndarray]) -> np.ndarray:
     """The tensor of theirs, from the parts."""
@@ -57,11 +58,14 @@ class Piece:
     parts = [_two_dims(x, r, self._common) for x in ours]
     joined = np.concatenate(parts, axis=-1)
     joined = joined.reshape(*joined.shape[: joined.ndim - r.n_common - 1], -1)
-    return joined.swapaxes(-1, -2) if r.transposed else joined
+    joined = joined.swapaxes(-1, -2) if r.transposed else joined
+    return joined.reshape(self.shape)
 
   def split(self, theirs: np.ndarray) -> list[np.ndarray]:
     """The parts, from the tensor of theirs."""
     r = self.row
+    if r.n_ones:
+      theirs = theirs.reshape(*theirs.shape[: -r.n_ones - 1], -1)
     joined = theirs.swapaxes(-1, -2) if r.transposed else theirs
     n_ahead, n_common = r.n_copies + r.n_in, math.prod(self._common)
     joined = joined.reshape(*joined.shape[:-1], *self._common, -1)

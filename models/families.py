@@ -17,6 +17,7 @@ from models import (
   gemma,
   gpt,
   llama,
+  mamba2,
   mixtral,
   mpt,
   neox,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, type] = {
   "bloom": bloom.Config,
   "mpt": mpt.Config,
   "falcon": falcon.Config,
+  "mamba2": mamba2.Config,
 }
 
 Config = Any  # one of FAMILIES

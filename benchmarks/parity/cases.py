@@ -21,6 +21,7 @@ from models import (
   gemma,
   gpt,
   llama,
+  mamba2,
   mixtral,
   mpt,
   neox,
@@ -29,7 +30,7 @@ from models import (
   phi3,
   stablelm,
 )
-from models.layers import latent, moe
+from models.layers import latent, moe, ssm
 from models.layers.position import Scaling
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
@@ -109,6 +110,20 @@ _GEMMA3 = dict(
   local_theta=10_000.0,
   rope_scaling=Scaling(kind="linear", factor=8.0),
 )
+
+
+def _mamba2(n_groups: int) -> mamba2.Config:
+  return mamba2.Config(
+    vocab_size=48,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    d_head=16,
+    mixer=ssm.Config(d_state=6, n_groups=n_groups, chunk=6),
+    max_length=16,
+    tied=n_groups == 1,
+    dtype="float32",
+  )
 
 
 def _long(original_length: int, n_pairs: int) -> Scaling:
@@ -197,6 +212,9 @@ CASES: dict[str, families.Config] = {
   "falcon_7b": _gpts(falcon),
   "falcon_40b": _gpts(falcon, n_kv_heads=2, branches="parallel"),
   "falcon_11b": _gpts(falcon, n_kv_heads=2, tied=False),
+  # Chunks of 6 tokens: texts of 7, 5 and 16 end anywhere in them.
+  "mamba2": _mamba2(n_groups=1),
+  "mamba2_groups": _mamba2(n_groups=2),
   "falcon_sequential": _gpts(falcon, n_kv_heads=4, branches="sequential"),
 }
 

@@ -20,6 +20,7 @@ class Row:
   # Leading outputs of the last of ours, as heads, in which all are laid together:
   # of others there may be a multiple of them, as queries of keys.
   n_common: int = 0
+  n_ones: int = 0  # dimensions of size 1 behind the first of theirs
 
 
 def linear(theirs: str, ours: str, n_in: int = 1) -> Row:
