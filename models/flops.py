@@ -53,7 +53,7 @@ def train_per_token(config: families.Config, length: int) -> float:
 def _state(config: families.Config) -> float:
   """FLOPs per token of a layer: a state is added to, and read."""
   _, _, d_state = config.state
-  return 4 * config.n_heads * config.d_head * d_state
+  return 4.0 * config.n_heads * config.d_head * d_state
 
 
 def _attention(config: families.Config, n_seen: float) -> float:

@@ -218,6 +218,14 @@ CASES: dict[str, families.Config] = {
   "falcon_sequential": _gpts(falcon, n_kv_heads=4, branches="sequential"),
 }
 
+# What others have, in another combination: slow tests run these.
+VARIANTS = frozenset(
+  """
+  gemma phi3 phi3_short stablelm_parallel neox_sequential bloom_six_heads
+  mpt_six_heads falcon_11b falcon_sequential mamba2_groups
+  """.split()
+)
+
 
 def params(config: families.Config) -> families.Params:
   """Weights that move every part: scales and biases are off 1 and 0 too."""

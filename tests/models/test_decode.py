@@ -79,7 +79,7 @@ _OTHERS = {
   or name in ("smollm3", "qwen2_moe")
 }
 CONFIGS |= _OTHERS
-_FAST = {"gemma3", "bloom", "falcon_7b", "opt", "mamba2"}
+_FAST = {"gemma3", "bloom", "mamba2"}
 EVERY = [
   pytest.param(name, marks=pytest.mark.slow)
   if name in _OTHERS.keys() - _FAST

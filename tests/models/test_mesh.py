@@ -12,8 +12,7 @@ from models import families
 from sharding import mesh, rules
 
 _TRAINED_ON_MESHES = {"llama", "mixtral", "deepseek"}  # by tests/train
-# One of every mechanism.
-_FAST = {"gemma2", "bloom"}
+_FAST = {"bloom"}
 NAMES = [
   name if name in _FAST else pytest.param(name, marks=pytest.mark.slow)
   for name, config in cases.CASES.items()

@@ -117,6 +117,19 @@ def test_a_pattern_is_its_blocks_one_by_one():
   np.testing.assert_allclose(got, x, rtol=0, atol=1e-6 * np.abs(x).max())
 
 
+def test_a_last_repetition_may_be_cut_short():
+  """Sliding, full, sliding: scanned, then one by one, as unrolled."""
+  config = dataclasses.replace(PATTERNED, n_layers=3)
+  params = cases.params(config)
+  assert {*params["stack"]} == {"layers", "layer_2"}
+  logits, _ = cases.run(config, params)
+  flat = {**params, "stack": stack.unstack(params["stack"])}
+  unrolled, _ = cases.run(dataclasses.replace(config, scanned=False), flat)
+  np.testing.assert_allclose(logits, unrolled, rtol=0, atol=1e-5)
+  back = stack.stack(flat["stack"], n_pattern=2)
+  jax.tree.map(np.testing.assert_array_equal, back, params["stack"])
+
+
 DROPPING = gpt.Config(
   vocab_size=8,
   d_model=16,
