@@ -62,6 +62,7 @@ class Config:
         f"n_dense={self.n_dense} of n_layers={self.n_layers} leaves no layer "
         "with experts: lower it, or take the family llama."
       )
+    position.check(self.d_head, self.d_rotary, self.rope_scaling)
     is_yarn = getattr(self.rope_scaling, "kind", "") == "yarn"
     if self.attention.mscale and not is_yarn:
       raise ValueError(

@@ -39,11 +39,7 @@ class Config(gpt.Config):
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every kv head serves the same number of heads."
       )
-    if self.d_head % 2:
-      raise ValueError(
-        f"n_heads={self.n_heads} of d_model={self.d_model} have d_head="
-        f"{self.d_head}: rotary positions turn pairs."
-      )
+    position.check(self.d_head, self.d_rotary, self.rope_scaling)
 
   @property
   def d_rotary(self) -> int:

@@ -64,16 +64,7 @@ class Config:
         f"window={self.window} with pattern={self.pattern}: a window goes "
         "with sliding layers, and sliding layers with a window."
       )
-    if self.d_rotary % 2 or not self.d_rotary:
-      raise ValueError(
-        f"d_head={self.d_head} has {self.d_rotary} dimensions that turn: rotary "
-        "positions turn pairs."
-      )
-    if self.d_head == 2 and getattr(self.rope_scaling, "kind", "") == "ntk":
-      raise ValueError(
-        "d_head=2 has one frequency, and rope_scaling.kind=ntk changes all but "
-        "the first: give d_head=4 or more."
-      )
+    position.check(self.d_head, self.d_rotary, self.rope_scaling)
 
   @property
   def d_rotary(self) -> int:

@@ -29,11 +29,7 @@ class Config(gpt.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.d_rotary % 2 or not self.d_rotary:
-      raise ValueError(
-        f"rotary_share={self.rotary_share} of d_head={self.d_head} is "
-        f"{self.d_rotary} dimensions: rotary positions turn pairs."
-      )
+    position.check(self.d_head, self.d_rotary, self.rope_scaling)
 
   @property
   def d_rotary(self) -> int:

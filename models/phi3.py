@@ -15,17 +15,6 @@ class Config(llama.Config):
 
   rotary_share: Share = 1.0  # of a head's dimensions, that turn; 0.75 in 4-mini
 
-  def __post_init__(self):
-    super().__post_init__()
-    scaling, n_pairs = self.rope_scaling, self.d_rotary // 2
-    for name in ("short", "long"):
-      factors = getattr(scaling, name, None) or (1.0,) * n_pairs
-      if len(factors) != n_pairs:
-        raise ValueError(
-          f"rope_scaling.{name} has {len(factors)} factors for the {n_pairs} "
-          f"pairs that turn of d_head={self.d_head}: give one for each."
-        )
-
   @property
   def d_rotary(self) -> int:
     """Dimensions of a head that turn with the position."""

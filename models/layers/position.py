@@ -138,6 +138,33 @@ def _frequencies(d_head: int, theta: float) -> np.ndarray:
   return theta ** (-np.arange(0, d_head, 2, dtype=np.float64) / d_head)
 
 
+def check(d_head: int, d_rotary: int, scaling: Scaling | None) -> None:
+  """Checks that a part of every head can turn, scaled so.
+
+  Raises:
+    ValueError: it is no whole number of pairs, or the scaling is of others.
+  """
+  if d_rotary % 2 or not d_rotary:
+    raise ValueError(
+      f"d_head={d_head} has {d_rotary} dimensions that turn with the position "
+      "(with a rotary_share, that share of it): they turn in pairs."
+    )
+  if scaling is None:
+    return
+  if scaling.kind == "ntk" and d_rotary == 2:
+    raise ValueError(
+      f"d_head={d_head} has one frequency, and rope_scaling.kind=ntk changes "
+      "all but the first: turn 4 dimensions or more."
+    )
+  for name in ("short", "long"):
+    factors, n_pairs = getattr(scaling, name), d_rotary // 2
+    if factors is not None and len(factors) != n_pairs:
+      raise ValueError(
+        f"rope_scaling.{name} has {len(factors)} factors for the {n_pairs} "
+        f"pairs that turn of d_head={d_head}: give one for each."
+      )
+
+
 @flax.struct.dataclass
 class Rotary:
   """Cosine and sine of every pair's phase, fp32, made once for all layers."""
