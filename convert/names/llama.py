@@ -1,5 +1,6 @@
 """Llama, Mistral, Qwen 2 and 3, SmolLM 2 and 3."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,11 +73,13 @@ def theirs(config: llama.Config) -> dict[str, Any]:
   else:
     fixed["pattern"] = tuple(k for k in c.pattern if k != "unrotated")
   settings.agree(kind, c, **fixed)
-  extra = {
-    "mistral": lambda: {"sliding_window": c.window},
-    "smollm3": lambda: {"no_rope_layers": _turning(c)},
-  }.get(kind, lambda: windows(c))
-  return {**common(c, kind, *KINDS[kind]), **extra()}
+  if kind == "mistral":
+    extra = {"sliding_window": c.window}
+  elif kind == "smollm3":
+    extra = {"no_rope_layers": [int(k != "unrotated") for k in _layers(c)]}
+  else:
+    extra = windows(c)
+  return {**common(c, kind, *KINDS[kind]), **extra}
 
 
 def common(config: llama.Config, kind: str, cls: str) -> dict[str, Any]:
@@ -99,11 +102,6 @@ def common(config: llama.Config, kind: str, cls: str) -> dict[str, Any]:
   }
 
 
-def _turning(config: llama.Config) -> list[int]:
-  kinds = config.pattern * -(-config.n_layers // len(config.pattern))
-  return [int(kind != "unrotated") for kind in kinds[: config.n_layers]]
-
-
 def windows(config: llama.Config) -> dict[str, Any]:
   """Which layers see a window only, as Qwen says it."""
   c = config
@@ -118,9 +116,13 @@ def windows(config: llama.Config) -> dict[str, Any]:
 
 def kinds_of(config: llama.Config) -> list[str]:
   """What they call every layer."""
-  kinds = [_LAYERS[kind] for kind in config.pattern]
-  n_repeats = -(-config.n_layers // len(kinds))
-  return (kinds * n_repeats)[: config.n_layers]
+  return [_LAYERS[kind] for kind in _layers(config)]
+
+
+def _layers(config: llama.Config) -> list[str]:
+  """The kind of every layer."""
+  repeated = itertools.cycle(config.pattern)
+  return list(itertools.islice(repeated, config.n_layers))
 
 
 # The longest text, where a config.json does not say it.
