@@ -15,7 +15,22 @@ import difflib
 import re
 from types import ModuleType
 
-from convert.names import deepseek, gpt, llama, mixtral
+from convert.names import (
+  bloom,
+  deepseek,
+  falcon,
+  gemma,
+  gpt,
+  llama,
+  mamba2,
+  mixtral,
+  mpt,
+  neox,
+  olmo2,
+  opt,
+  phi3,
+  stablelm,
+)
 from convert.names.row import Row
 from convert.settings import Settings
 from models import families
@@ -25,6 +40,16 @@ FAMILIES: dict[str, ModuleType] = {
   "gpt": gpt,
   "mixtral": mixtral,
   "deepseek": deepseek,
+  "gemma": gemma,
+  "olmo2": olmo2,
+  "phi3": phi3,
+  "stablelm": stablelm,
+  "neox": neox,
+  "opt": opt,
+  "bloom": bloom,
+  "mpt": mpt,
+  "falcon": falcon,
+  "mamba2": mamba2,
 }
 
 # What older versions kept beside the weights, and what follows from the config.

@@ -49,28 +49,36 @@ class Piece:
       sum(math.prod(shape[inner:]) for shape in shapes),
     )
     matrix = matrix[::-1] if r.transposed else matrix
-    return (*shapes[0][: r.n_copies], *matrix)
+    ones = (1,) * r.n_ones
+    return (*shapes[0][: r.n_copies], matrix[0], *ones, matrix[1])
 
   def join(self, ours: Sequence[np.ndarray]) -> np.ndarray:
     """The tensor of theirs, from the parts."""
     r = self.row
-    joined = np.concatenate([_two_dims(x, r) for x in ours], axis=-1)
+    parts = [_two_dims(x, r, self._common) for x in ours]
+    joined = np.concatenate(parts, axis=-1)
     joined = joined.reshape(*joined.shape[: joined.ndim - r.n_common - 1], -1)
-    return joined.swapaxes(-1, -2) if r.transposed else joined
+    joined = joined.swapaxes(-1, -2) if r.transposed else joined
+    return joined.reshape(self.shape)
 
   def split(self, theirs: np.ndarray) -> list[np.ndarray]:
     """The parts, from the tensor of theirs."""
     r = self.row
+    if r.n_ones:
+      theirs = theirs.reshape(*theirs.shape[: -r.n_ones - 1], -1)
     joined = theirs.swapaxes(-1, -2) if r.transposed else theirs
-    n_ahead = r.n_copies + r.n_in
-    common = self.parts[0].shape[n_ahead : n_ahead + r.n_common]
-    joined = joined.reshape(*joined.shape[:-1], *common, -1)
-    n_ahead += r.n_common
-    sizes = [math.prod(part.shape[n_ahead:]) for part in self.parts]
+    n_ahead, n_common = r.n_copies + r.n_in, math.prod(self._common)
+    joined = joined.reshape(*joined.shape[:-1], *self._common, -1)
+    sizes = [math.prod(p.shape[n_ahead:]) // n_common for p in self.parts]
     split = np.split(joined, np.cumsum(sizes)[:-1], axis=-1)
     return [
       x.reshape(part.shape) for x, part in zip(split, self.parts, strict=True)
     ]
+
+  @property
+  def _common(self) -> tuple[int, ...]:
+    n_ahead = self.row.n_copies + self.row.n_in
+    return self.parts[-1].shape[n_ahead : n_ahead + self.row.n_common]
 
 
 def pieces(config: families.Config, rows: Iterable[Row]) -> list[Piece]:
@@ -119,7 +127,8 @@ class Places:
 
   def __init__(self, config: families.Config):
     self._blocks: dict[str, int] = {}
-    for name in arrays.by_path(families.abstract(config)):
+    self._names = {*arrays.by_path(families.abstract(config))}
+    for name in self._names:
       if found := re.match(r"(.*)/layers/block_(\d+)/", name):
         n_blocks = max(int(found[2]) + 1, self._blocks.get(found[1], 0))
         self._blocks[found[1]] = n_blocks
@@ -128,7 +137,9 @@ class Places:
     """The leaf of the tree, and the first indices of the part in it."""
     copy = () if part.copy is None else (part.copy,)
     found = re.match(r"(.*)/layer_(\d+)/(.*)", part.name)
-    if not found or found[1] not in self._blocks:
+    # Layers of a repetition that is cut short stand alone, scanned or not.
+    is_alone = part.name in self._names
+    if is_alone or not found or found[1] not in self._blocks:
       return part.name, copy
     i, j = divmod(int(found[2]), self._blocks[found[1]])
     return f"{found[1]}/layers/block_{j}/{found[3]}", (i, *copy)
@@ -181,9 +192,7 @@ def _leaves(config: families.Config) -> dict[str, jax.ShapeDtypeStruct]:
   return arrays.by_path(families.abstract(unscanned))
 
 
-def _two_dims(x: Any, row: Row) -> np.ndarray:
-  if not row.n_in:
-    return x.reshape(-1)
+def _two_dims(x: Any, row: Row, common: tuple[int, ...]) -> np.ndarray:
   copies, rest = x.shape[: row.n_copies], x.shape[row.n_copies :]
-  common = rest[row.n_in : row.n_in + row.n_common]
-  return x.reshape(*copies, math.prod(rest[: row.n_in]), *common, -1)
+  inputs = (math.prod(rest[: row.n_in]),) if row.n_in else ()
+  return x.reshape(*copies, *inputs, *common, -1)

@@ -16,6 +16,7 @@ models/context_attention.py says, and "auto" never takes the reference.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,13 +38,25 @@ CHUNK = 256  # queries whose logits are held at once
 _LANES = 128  # splash works on blocks of so many tokens
 
 
-def choose(*, length: int, d_head: int, dtype: Any) -> str:
+# What each kernel may do to the logits; the others may do anything.
+_EXTRAS = {"splash": ("softcap",), "cudnn": ()}
+
+
+def extras_of(config: Any) -> tuple[str, ...]:
+  """What a model's config has done to the logits of its attention."""
+  return tuple(x for x in ("softcap", "alibi") if getattr(config, x, None))
+
+
+def choose(
+  *, length: int, d_head: int, dtype: Any, extras: Sequence[str] = ()
+) -> str:
   """The kernel that runs, in the current layout.
 
   Args:
     length: of the rows that are trained on.
     d_head: size of a head.
     dtype: of the computation.
+    extras: what is done to the logits: softcap, alibi.
 
   Raises:
     ValueError: what was asked for cannot run here.
@@ -53,10 +66,12 @@ def choose(*, length: int, d_head: int, dtype: Any) -> str:
   if kernel == "auto":
     for name in ("splash", "cudnn"):
       # The shape first: no device is started to lay out a model's parameters.
-      if not _misfit(name, length, d_head, dtype) and not _elsewhere(name):
+      misfit = _misfit(name, length, d_head, dtype, extras)
+      if not misfit and not _elsewhere(name):
         return name
     return "reference" if context.size(layout) == 1 else "chunked"
-  problem = _elsewhere(kernel) or _misfit(kernel, length, d_head, dtype)
+  problem = _elsewhere(kernel)
+  problem = problem or _misfit(kernel, length, d_head, dtype, extras)
   if problem:
     raise ValueError(
       f"mesh.attention={kernel!r} cannot run: {problem}. Give 'chunked', "
@@ -75,10 +90,14 @@ def _elsewhere(kernel: str) -> str | None:
   return None
 
 
-def _misfit(kernel: str, length: int, d_head: int, dtype: Any) -> str | None:
+def _misfit(
+  kernel: str, length: int, d_head: int, dtype: Any, extras: Sequence[str]
+) -> str | None:
   """What is wrong with the numbers, if anything."""
-  if kernel not in ("splash", "cudnn"):
+  if kernel not in _EXTRAS:
     return None
+  if unknown := [x for x in extras if x not in _EXTRAS[kernel]]:
+    return f"it has no {unknown[0]}, and the model's attention does"
   layout = rules.current()
   n_parts = context.size(layout)
   if n_parts > 1 and layout.exchange == "ring":
@@ -106,6 +125,8 @@ def run(
   mask: Mask,
   *,
   scale: float | None = None,
+  softcap: float | None = None,
+  slopes_N: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N Hv"]:
   """Attention by the kernel that `choose` gives.
 
@@ -115,24 +136,37 @@ def run(
     v_BSKH: values.
     mask: who may see whom.
     scale: of the logits; 1 / sqrt(H) by default.
+    softcap: of the logits.
+    slopes_N: of ALiBi, constants.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
-  chosen = choose(length=length, d_head=d_head, dtype=q_BTNH.dtype)
+  asked = {"softcap": softcap is not None, "alibi": slopes_N is not None}
+  chosen = choose(
+    length=length,
+    d_head=d_head,
+    dtype=q_BTNH.dtype,
+    extras=[name for name, is_asked in asked.items() if is_asked],
+  )
   layout = rules.current()
-  if chosen in ("splash", "cudnn"):
-    of_device = {"splash": splash, "cudnn": cudnn}[chosen]
-    return of_device(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale)
-  kernel = {"chunked": chunked, "reference": attend}[chosen]
-  kernel = functools.partial(kernel, scale=scale)
+  operands = q_BTNH, k_BSKH, v_BSKH, mask
+  if chosen == "splash":
+    return splash(*operands, scale=scale, softcap=softcap)
+  if chosen == "cudnn":
+    return cudnn(*operands, scale=scale)
+  one = {"chunked": chunked, "reference": attend}[chosen]
+
+  def kernel(q, k, v, mask, slopes):
+    return one(q, k, v, mask, scale=scale, softcap=softcap, slopes_N=slopes)
+
   if context.size(layout) == 1:
-    return kernel(q_BTNH, k_BSKH, v_BSKH, mask)
+    return kernel(*operands, slopes_N)
   context.check(layout, length=length, n_kv_heads=k_BSKH.shape[2])
   if layout.exchange == "ring":
     block = context_attention.BLOCK if chosen == "chunked" else None
-    kernel = functools.partial(context_attention.ring, block, scale)
+    kernel = functools.partial(context_attention.ring, block, scale, softcap)
   else:
     kernel = context_attention.AROUND[layout.exchange](kernel)
-  return context.on_shards(kernel, q_BTNH, k_BSKH, v_BSKH, mask)
+  return context.on_shards(kernel, *operands, slopes_N)
 
 
 def chunked(
@@ -152,7 +186,7 @@ def chunked(
     v_BSKH: values.
     mask: who may see whom.
     chunk: queries at once; the last chunk is filled up with padding.
-    extras: scale, softcap, bias_NTS and sinks_N of the reference.
+    extras: scale, softcap, bias_NTS, slopes_N and sinks_N of the reference.
   """
   n_rows, length, *_ = q_BTNH.shape
   n_chunks = -(-length // chunk)
@@ -191,6 +225,7 @@ def splash(
   mask: Mask,
   *,
   scale: float | None = None,
+  softcap: float | None = None,
   interpret: bool = False,
 ) -> Float[Array, "B T N Hv"]:
   """The Pallas kernel, on each shard's rows and heads.
@@ -203,10 +238,11 @@ def splash(
     v_BSKH: values.
     mask: causal, maybe with a window; segments are contiguous.
     scale: of the logits; 1 / sqrt(H) by default.
+    softcap: of the logits.
     interpret: runs anywhere, slowly: for tests.
   """
 
-  local = functools.partial(_splash_on_shard, interpret, scale)
+  local = functools.partial(_splash_on_shard, interpret, scale, softcap)
   return _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
@@ -217,9 +253,12 @@ def _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask):
   return context.on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
-def _splash_on_shard(interpret, scale, q, k, v, mask):
+def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
+  assert slopes is None
   n_groups, n_shards = q.shape[2] // k.shape[2], k.shape[1] // q.shape[1]
-  kernel = _kernel(k.shape[1], n_shards, n_groups, mask.window, interpret)
+  kernel = _kernel(
+    k.shape[1], n_shards, n_groups, mask.window, softcap, interpret
+  )
   q_BKGTH = (
     (q * (q.shape[3] ** -0.5 if scale is None else scale))
     .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
@@ -242,6 +281,7 @@ def _kernel(
   n_shards: int,
   n_groups: int,
   window: int | None,
+  softcap: float | None,
   interpret: bool,
 ):
   """The kernel of one kv head; its queries may be one of many shards' own."""
@@ -267,6 +307,7 @@ def _kernel(
     block_sizes=sizes,
     head_shards=1,
     q_seq_shards=n_shards,
+    attn_logits_soft_cap=softcap,
     interpret=interpret,
   )
   return kernel if n_shards == 1 else _of_shard(kernel)
@@ -323,7 +364,8 @@ def cudnn(
   return _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
-def _cudnn_on_shard(implementation, scale, q, k, v, mask):
+def _cudnn_on_shard(implementation, scale, q, k, v, mask, slopes):
+  assert slopes is None
   # Told that it is causal, it skips the blocks above the diagonal; its diagonal
   # starts at the first key, which is not that of a shard's first query.
   in_order = mask.causal and mask.prefix is None and q.shape[1] == k.shape[1]

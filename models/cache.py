@@ -1,4 +1,6 @@
-"""Keys and values of the text read so far, of a static size.
+"""What layers keep of the text read so far, of a static size.
+
+Keys and values, or a state.
 
 Position p of a row lies in slot p % C of a layer. Padding is never written, so
 rows of different lengths live side by side whichever side they were padded on;
@@ -8,6 +10,7 @@ where compressed keys and values are one head.
 Extra letters: C slots of a layer.
 """
 
+import itertools
 import typing
 from typing import Any
 
@@ -34,10 +37,19 @@ class LayerCache:
 
 @typing.no_type_check
 @flax.struct.dataclass
+class LayerState:
+  """What one layer keeps that has no keys and values: see layers/ssm.py."""
+
+  inputs: dict[str, Float[Array, "B I N H"]]  # of the last tokens
+  state: Float[Array, "B N H S"]
+
+
+@typing.no_type_check
+@flax.struct.dataclass
 class Cache:
   """All layers, and how many tokens each row has read."""
 
-  layers: list[LayerCache]
+  layers: list[LayerCache | LayerState]
   lengths: Int[Array, "B"]
 
   def split(self, n: int) -> tuple["Cache", "Cache"]:
@@ -55,12 +67,13 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
     n_slots: of a full layer; a sliding one has as many as its window at most.
   """
 
-  n_heads, *widths = config.kept
-  # One head is never split.
-  names = NAMES if n_heads > 1 else ("batch", None, None, None)
-
-  def zeros(kind: str) -> LayerCache:
-    size = n_slots if kind == "full" else min(n_slots, config.window)
+  def zeros(kind: str) -> LayerCache | LayerState:
+    if kind == "state":
+      return _no_state(config, n_rows)
+    n_heads, *widths = config.kept
+    # One head is never split.
+    names = NAMES if n_heads > 1 else ("batch", None, None, None)
+    size = min(n_slots, config.window) if kind == "sliding" else n_slots
     return LayerCache(
       *(
         constrain(
@@ -70,9 +83,23 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
       )
     )
 
-  kinds = config.pattern * (config.n_layers // len(config.pattern))
+  kinds = itertools.islice(itertools.cycle(config.pattern), config.n_layers)
   layers = [zeros(kind) for kind in kinds]
   return Cache(layers, constrain(jnp.zeros(n_rows, jnp.int32), "batch"))
+
+
+def _no_state(config: Any, n_rows: int) -> LayerState:
+  """That of a text of which nothing was read; states are fp32."""
+  shapes, n_before, d_state = config.state
+  inputs = {
+    name: constrain(
+      jnp.zeros((n_rows, n_before, *shape), config.dtype),
+      *("batch", None, "act_heads" if name == "x" else None, None),
+    )
+    for name, shape in shapes.items()
+  }
+  state = jnp.zeros((n_rows, *shapes["x"], d_state), jnp.float32)
+  return LayerState(inputs, constrain(state, "batch", "act_heads", None, None))
 
 
 def extend(

@@ -23,19 +23,20 @@ from models.layers.reference import in_rows, weigh
 from sharding import context
 
 BLOCK = 512  # queries, and keys, whose logits are held at once
-Kernel = Callable[[Array, Array, Array, Mask], Array]
+# Queries, keys, values, their mask, and ALiBi's slopes of the heads, if any.
+Kernel = Callable[[Array, Array, Array, Mask, Array | None], Array]
 
 
 def gather(kernel: Kernel) -> Kernel:
   """Own queries meet the gathered keys of all shards."""
 
-  def run(q, k, v, mask):
+  def run(q, k, v, mask, slopes):
     mask = dataclasses.replace(
       mask,
       kv_positions=context.gather(mask.kv_positions),
       kv_segments=context.gather(mask.kv_segments),
     )
-    return kernel(q, context.gather(k), context.gather(v), mask)
+    return kernel(q, context.gather(k), context.gather(v), mask, slopes)
 
   return run
 
@@ -43,11 +44,12 @@ def gather(kernel: Kernel) -> Kernel:
 def ulysses(kernel: Kernel) -> Kernel:
   """All queries of own heads meet all keys of these heads."""
 
-  def run(q, k, v, mask):
+  def run(q, k, v, mask, slopes):
     names = ("q_positions", "q_segments", "kv_positions", "kv_segments")
     whole = {name: context.gather(getattr(mask, name)) for name in names}
     q, k, v = (context.to_heads(x) for x in (q, k, v))
-    out = kernel(q, k, v, dataclasses.replace(mask, **whole))
+    slopes = None if slopes is None else context.own(slopes, 0)
+    out = kernel(q, k, v, dataclasses.replace(mask, **whole), slopes)
     return context.to_positions(out)
 
   return run
@@ -56,14 +58,16 @@ def ulysses(kernel: Kernel) -> Kernel:
 AROUND = {"gather": gather, "ulysses": ulysses}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def ring(
   block: int | None,
   scale: float | None,
+  softcap: float | None,
   q: Float[Array, "B T N H"],
   k: Float[Array, "B S K H"],
   v: Float[Array, "B S K Hv"],
   mask: Mask,
+  slopes: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N Hv"]:
   """Own queries meet the keys of one shard after the other.
 
@@ -71,16 +75,19 @@ def ring(
     block: queries, and keys, whose logits are held at once; None: all that
       lie on a shard.
     scale: of the logits; 1 / sqrt(H) where None.
+    softcap: of the logits.
     q: own queries.
     k: own keys.
     v: own values.
     mask: of these.
+    slopes: of ALiBi, constants.
   """
-  return _forward(block, scale, q, k, v, mask)[0]
+  return _forward(block, scale, softcap, q, k, v, mask, slopes)[0]
 
 
-def _forward(block, scale, q, k, v, mask):
+def _forward(block, scale, softcap, q, k, v, mask, slopes):
   """Softmax in one pass: the sums fade as a higher logit comes."""
+  extras = {"scale": scale, "softcap": softcap, "slopes_N": slopes}
   queries = _cut(block, (q, mask.q_positions, mask.q_segments))
   keys = _cut(block, (k, v, mask.kv_positions, mask.kv_segments))
 
@@ -90,7 +97,7 @@ def _forward(block, scale, q, k, v, mask):
 
     def add(state):
       sums, total, top = state
-      more, weight, higher = weigh(q, k, v, seen, scale=scale, least=top)
+      more, weight, higher = weigh(q, k, v, seen, **extras, least=top)
       fade = jnp.exp(top - higher)
       return sums * fade + more, total * fade + weight, higher
 
@@ -105,12 +112,13 @@ def _forward(block, scale, q, k, v, mask):
   out = checkpoint_name(_join(out, q.shape[1]), "attended")
   # log of the sum of exp(logits): the lowest number where nothing is seen.
   log_total = checkpoint_name(top + jnp.log(total), "attended")
-  return out, (q, k, v, mask, out, log_total)
+  return out, (q, k, v, mask, slopes, out, log_total)
 
 
-def _backward(block, scale, saved, grad_out):
+def _backward(block, scale, softcap, saved, grad_out):
   """The blocks again, with weights that add up to 1; gradients travel along."""
-  q, k, v, mask, out, log_total = saved
+  q, k, v, mask, slopes, out, log_total = saved
+  extras = {"scale": scale, "softcap": softcap, "slopes_N": slopes}
   by_group = lambda x: x.reshape(*x.shape[:2], k.shape[2], -1, x.shape[3])  # noqa: E731
   f32 = jnp.float32
   through_total = -(grad_out.astype(f32) * out.astype(f32)).sum(-1)[..., None]
@@ -127,7 +135,7 @@ def _backward(block, scale, saved, grad_out):
 
     def add(grads):
       def sums(q, k, v):
-        return weigh(q, k, v, seen, scale=scale, least=top)[:2]
+        return weigh(q, k, v, seen, **extras, least=top)[:2]
 
       (of_v, _), pull = jax.vjp(sums, q, k, v)
       more = pull((grad_sums.astype(of_v.dtype), grad_total))
@@ -148,7 +156,7 @@ def _backward(block, scale, saved, grad_out):
   travel = keys, (zeros(keys[0]), zeros(keys[1]))
   grad_q, (_, grads_kv) = context.ring(step, zeros(own[0]), travel)
   grads = zip((grad_q, *grads_kv), (q, k, v), strict=True)
-  return *(_join(g, x.shape[1]).astype(x.dtype) for g, x in grads), None
+  return *(_join(g, x.shape[1]).astype(x.dtype) for g, x in grads), None, None
 
 
 ring.defvjp(_forward, _backward)

@@ -19,14 +19,15 @@ from configs import fields
 from configs.ranges import Count, Epsilon, Fraction, Natural
 from models import llama, mixtral
 from models.cache import Cache
-from models.layers import mask, position, stack
+from models.layers import decoder, position, stack
 from models.layers.dense import weight
-from models.layers.embed import Table, lookup
+from models.layers.embed import lookup
 from models.layers.latent import Config as LatentConfig
 from models.layers.latent import LatentAttention
 from models.layers.moe import Config as ExpertsConfig
 from models.layers.norm import RMSNorm
-from models.weights import einsum
+from models.layers.position import Rotary
+from models.weights import Weight, einsum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Config:
         f"n_dense={self.n_dense} of n_layers={self.n_layers} leaves no layer "
         "with experts: lower it, or take the family llama."
       )
+    position.check(self.d_head, self.d_rotary, self.rope_scaling)
     is_yarn = getattr(self.rope_scaling, "kind", "") == "yarn"
     if self.attention.mscale and not is_yarn:
       raise ValueError(
@@ -81,6 +83,11 @@ class Config:
   def d_head(self) -> int:
     """Width of a query and of a key."""
     return self.attention.d_plain + self.attention.d_rotary
+
+  @property
+  def d_rotary(self) -> int:
+    """Of these, those that turn with the position."""
+    return self.attention.d_rotary
 
   @property
   def d_value(self) -> int:
@@ -148,35 +155,24 @@ class Ahead(nn.Module):
     return RMSNorm(c.norm_epsilon, name="norm")(x)
 
 
-class Model(nn.Module):
-  """Tokens to hidden states; `models.families` has the head and the rest.
+class Model(decoder.RotaryModel):
+  """Tokens to hidden states.
 
   Sows "ahead" where it is asked for: what predicts the token after next.
   """
 
-  config: Config
+  block: type[nn.Module] = Block
 
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-    cache: Cache | None = None,
-    deterministic: bool = True,
+  def rotary(self, positions: Int[Array, "B T"]) -> dict[str, Rotary]:
+    """The same phases for all layers."""
+    (phases,) = super().rotary(positions).values()
+    return {"dense": phases, "experts": phases}
+
+  def layers(
+    self, x: Float[Array, "B T D"], side: stack.Side, cache: Cache | None
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    """The dense ones, then those with experts."""
     c = self.config
-    table = Table(c.vocab_size, c.d_model, name="embed")()
-    if not c.tied:
-      Table(c.vocab_size, c.d_model, name="head")()
-    x = lookup(table, tokens, jnp.dtype(c.dtype))
-    side = stack.Side(
-      mask.of_tokens(positions, segment_ids),
-      position.rotary(
-        positions, c.attention.d_rotary, c.rope_theta, c.rope_scaling
-      ),
-      deterministic,
-    )
     first, rest = (None, None) if cache is None else cache.split(c.n_dense)
     if c.n_dense:
       dense = stack.Stack(
@@ -193,19 +189,28 @@ class Model(nn.Module):
       name="stack",
     )
     x, rest = layers(x, side, rest)
-    hidden = RMSNorm(c.norm_epsilon, name="norm")(x)
-    if c.ahead and self.is_mutable_collection("ahead"):
-      # Behind the last token of a segment comes another's: nothing is asked of
-      # that place.
-      following = lookup(
-        table, jnp.roll(tokens, -1, axis=1), jnp.dtype(c.dtype)
-      )
-      self.sow(
-        "ahead", "hidden", Ahead(c, name="ahead")(hidden, following, side)
-      )
     if cache is not None:
       rest = rest.replace(layers=first.layers + rest.layers)
-    return hidden, rest
+    return x, rest
+
+  def beside(
+    self,
+    hidden: Float[Array, "B T D"],
+    table: Weight,
+    tokens: Int[Array, "B T"],
+    side: stack.Side,
+  ) -> None:
+    """What predicts the token after next.
+
+    Behind the last token of a segment comes another's: nothing is asked of that
+    place.
+    """
+    c = self.config
+    if not c.ahead or not self.is_mutable_collection("ahead"):
+      return
+    following = lookup(table, jnp.roll(tokens, -1, axis=1), jnp.dtype(c.dtype))
+    ahead = Ahead(c, name="ahead")(hidden, following, side)
+    self.sow("ahead", "hidden", ahead)
 
 
 _YARN = position.Scaling(

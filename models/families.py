@@ -1,6 +1,7 @@
 """The architectures by name, and what is the same for all of them."""
 
 import sys
+import typing
 from typing import Any
 
 import jax
@@ -9,7 +10,22 @@ from flax.core import meta
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from models import deepseek, gpt, llama, mixtral
+from models import (
+  bloom,
+  deepseek,
+  falcon,
+  gemma,
+  gpt,
+  llama,
+  mamba2,
+  mixtral,
+  mpt,
+  neox,
+  olmo2,
+  opt,
+  phi3,
+  stablelm,
+)
 from models.weights import Weight, einsum
 from sharding import rules
 
@@ -18,6 +34,16 @@ FAMILIES: dict[str, type] = {
   "gpt": gpt.Config,
   "mixtral": mixtral.Config,
   "deepseek": deepseek.Config,
+  "gemma": gemma.Config,
+  "olmo2": olmo2.Config,
+  "phi3": phi3.Config,
+  "stablelm": stablelm.Config,
+  "neox": neox.Config,
+  "opt": opt.Config,
+  "bloom": bloom.Config,
+  "mpt": mpt.Config,
+  "falcon": falcon.Config,
+  "mamba2": mamba2.Config,
 }
 
 Config = Any  # one of FAMILIES
@@ -76,5 +102,27 @@ def logits(
   config: Config, params: Params, hidden: Float[Array, "B T D"]
 ) -> Float[Array, "B T V"]:
   """Scores of the next token, fp32; training never holds them all at once."""
-  dtype = jnp.dtype(config.dtype)
-  return einsum("BTD,VD->BTV", hidden, head(params), dtype, jnp.float32)
+  return score(scoring(config), hidden, head(params))
+
+
+class Scoring(typing.NamedTuple):
+  """How hidden states and the head become logits."""
+
+  dtype: jnp.dtype  # of the product
+  softcap: float | None = None  # logits become softcap * tanh(logits / softcap)
+
+
+def scoring(config: Config) -> Scoring:
+  """That of a config."""
+  cap = getattr(config, "final_softcap", None)
+  return Scoring(jnp.dtype(config.dtype), cap)
+
+
+def score(
+  how: Scoring, hidden: Float[Array, "B T D"], head: Weight
+) -> Float[Array, "B T V"]:
+  """The logits, fp32."""
+  logits = einsum("BTD,VD->BTV", hidden, head, how.dtype, jnp.float32)
+  if how.softcap is None:
+    return logits
+  return how.softcap * jnp.tanh(logits / how.softcap)

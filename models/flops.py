@@ -29,6 +29,9 @@ def forward_per_token(config: families.Config, length: int) -> float:
   attention = 0.0
   for i in range(config.n_layers):
     kind = config.pattern[i % len(config.pattern)]
+    if kind == "state":
+      attention += _state(config)
+      continue
     seen = length / 2
     if kind == "sliding" and config.window < length:
       seen = config.window * (1 - config.window / (2 * length))
@@ -45,6 +48,12 @@ def train_per_token(config: families.Config, length: int) -> float:
     forward += 2 * _n_matmul(config, is_ahead=True)
     forward += _attention(config, length / 2)
   return 3 * forward
+
+
+def _state(config: families.Config) -> float:
+  """FLOPs per token of a layer: a state is added to, and read."""
+  _, _, d_state = config.state
+  return 4.0 * config.n_heads * config.d_head * d_state
 
 
 def _attention(config: families.Config, n_seen: float) -> float:

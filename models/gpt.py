@@ -5,7 +5,7 @@ layers that write to the residual stream start smaller by sqrt(2 L), section 2.3
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 from jax import numpy as jnp
@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
-from models.cache import Cache, LayerCache
-from models.layers import mask, stack
+from models.layers import decoder, stack
 from models.layers.attention import Attention
 from models.layers.embed import Table, lookup
 from models.layers.mlp import ACTIVATIONS, MLP
@@ -49,80 +48,78 @@ class Config:
   # What a decoder-only architecture tells the cache and the FLOP count.
   n_kv_heads = property(lambda self: self.n_heads)
   d_head = property(lambda self: self.d_model // self.n_heads)
-  kept = property(lambda self: (self.n_heads, self.d_head, self.d_head))
+  kept = property(lambda self: (self.n_kv_heads, self.d_head, self.d_head))
   pattern = ("full",)
   window = None
   tied = True
+  # What its kin have otherwise.
+  biased = True  # all matrices have biases
+  alibi = False  # in the place of positions, attention fades with the distance
 
 
-class Model(nn.Module):
-  """Tokens to hidden states; `models.families` has the head and the rest."""
-
-  config: Config
-
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-    cache: Cache | None = None,
-    deterministic: bool = True,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    c = self.config
-    dtype = jnp.dtype(c.dtype)
-    embed = Table(c.vocab_size, c.d_model, name="embed")()
-    position = Table(
-      c.max_length, c.d_model, axis="position", std=0.01, name="position"
-    )()
-    x = lookup(embed, tokens, dtype) + lookup(position, positions, dtype)
-    x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
-    side = stack.Side(
-      mask.of_tokens(positions, segment_ids), None, deterministic
-    )
-    layers = stack.Stack(
-      Block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
-    )
-    x, cache = layers(x, side, cache)
-    return LayerNorm(c.norm_epsilon, name="norm")(x), cache
-
-
-class Block(nn.Module):
+class Block(decoder.Block):
   """x + attention(norm x), then x + mlp(norm x)."""
 
-  config: Config
-  kind: str
+  @staticmethod
+  def norm(config: Any, name: str) -> nn.Module:
+    """LayerNorm with a bias."""
+    return LayerNorm(config.norm_epsilon, name=name)
 
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B T D"],
-    side: stack.Side,
-    cache: LayerCache | None = None,
-    lengths: Int[Array, "B"] | None = None,
-  ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+  def self_attention(self) -> nn.Module:
+    """Queries, keys and values, of which groups of heads may share some."""
     c = self.config
-    dtype = jnp.dtype(c.dtype)
-    out_std = 0.02 / (2 * c.n_layers) ** 0.5
-    attention = Attention(
+    return Attention(
       n_heads=c.n_heads,
       n_kv_heads=c.n_kv_heads,
       d_head=c.d_head,
-      dtype=dtype,
-      qkv_biased=True,
-      out_biased=True,
-      out_std=out_std,
+      dtype=jnp.dtype(c.dtype),
+      qkv_biased=c.biased,
+      out_biased=c.biased,
+      alibi=c.alibi,
+      out_std=self.out_std,
       name="attention",
     )
-    mlp = MLP(
-      c.d_ff, c.activation, dtype, biased=True, out_std=out_std, name="mlp"
-    )
-    drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
-    h = LayerNorm(c.norm_epsilon, name="attention_norm")(x)
-    h, cache = attention(h, side.mask, None, cache, lengths)
-    x += drop(h)
-    x += drop(mlp(LayerNorm(c.norm_epsilon, name="mlp_norm")(x)))
-    return stack.residual(x), cache
+
+  def feed_forward(
+    self, x: Float[Array, "B T D"], side: stack.Side
+  ) -> Float[Array, "B T D"]:
+    """Two matrices around an activation."""
+    del side
+    c = self.config
+    return MLP(
+      c.d_ff,
+      c.activation,
+      jnp.dtype(c.dtype),
+      biased=c.biased,
+      out_std=self.out_std,
+      name="mlp",
+    )(x)
+
+  @property
+  def out_std(self) -> float:
+    """Of what writes to the residual stream, at the start."""
+    return 0.02 / (2 * self.config.n_layers) ** 0.5
+
+
+class Model(decoder.Model):
+  """Tokens to hidden states."""
+
+  block: type[nn.Module] = Block
+
+  n_unused = 0  # rows of the table of positions ahead of the first one's
+
+  def enter(
+    self,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    deterministic: bool,
+  ) -> Float[Array, "B T D"]:
+    """Learned positions are added."""
+    c = self.config
+    n_rows = c.max_length + self.n_unused
+    table = Table(n_rows, c.d_model, "position", 0.01, name="position")()
+    x += lookup(table, positions + self.n_unused, jnp.dtype(c.dtype))
+    return nn.Dropout(c.dropout, deterministic=deterministic)(x)
 
 
 def _gpt2(d_model: int, n_layers: int, n_heads: int) -> Config:

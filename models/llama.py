@@ -2,24 +2,22 @@
 
 Llama: arXiv 2302.13971, 2307.09288, 2407.21783.  Mistral (window): 2310.06825.
 Qwen2 (biased queries, keys, values): 2407.10671.  Qwen3 (normed queries and
-keys): 2505.09388.  SmolLM2: 2502.02737.
+keys): 2505.09388.  SmolLM2: 2502.02737.  SmolLM3 (every fourth layer without
+positions): Hugging Face, 2025; 2501.18795.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flax import linen as nn
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
-from models.cache import Cache, LayerCache
-from models.layers import mask, position, stack
+from models.layers import decoder, position, stack
 from models.layers.attention import Attention
-from models.layers.embed import Table, lookup
 from models.layers.mlp import MLP
-from models.layers.norm import RMSNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,8 @@ class Config:
   qkv_biased: bool = False  # Qwen2
   qk_normed: bool = False  # Qwen3
   window: Count | None = None  # tokens that a "sliding" layer sees
-  pattern: tuple[Literal["full", "sliding"], ...] = ("full",)  # repeated
+  # Repeated; "unrotated" layers are full ones without positions (SmolLM3).
+  pattern: tuple[Literal["full", "sliding", "unrotated"], ...] = ("full",)
   dropout: Fraction = 0.0  # on each residual branch
   dtype: stack.Dtype = "bfloat16"  # of the computation
   remat: stack.Remat = "none"  # what the backward pass finds saved
@@ -55,25 +54,22 @@ class Config:
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every kv head serves the same number of heads."
       )
-    if not self.pattern or self.n_layers % len(self.pattern):
+    if not 1 <= len(self.pattern) <= self.n_layers:
       raise ValueError(
-        f"n_layers={self.n_layers} is not a multiple of the "
-        f"{len(self.pattern)} layers of pattern={self.pattern}."
+        f"pattern={self.pattern} is of {len(self.pattern)} layers, and n_layers="
+        f"{self.n_layers}: it has one at least, and no more than there are."
       )
     if ("sliding" in self.pattern) != (self.window is not None):
       raise ValueError(
         f"window={self.window} with pattern={self.pattern}: a window goes "
         "with sliding layers, and sliding layers with a window."
       )
-    if self.d_head % 2:
-      raise ValueError(
-        f"d_head={self.d_head} is odd: rotary positions turn pairs."
-      )
-    if self.d_head == 2 and getattr(self.rope_scaling, "kind", "") == "ntk":
-      raise ValueError(
-        "d_head=2 has one frequency, and rope_scaling.kind=ntk changes all but "
-        "the first: give d_head=4 or more."
-      )
+    position.check(self.d_head, self.d_rotary, self.rope_scaling)
+
+  @property
+  def d_rotary(self) -> int:
+    """Dimensions of a head that turn with the position."""
+    return self.d_head
 
   @property
   def kept(self) -> tuple[int, int, int]:
@@ -81,31 +77,13 @@ class Config:
     return self.n_kv_heads, self.d_head, self.d_head
 
 
-class Block(nn.Module):
+class Block(decoder.Block):
   """x + attention(norm x), then x + mlp(norm x)."""
 
-  config: Config
-  kind: str
+  activation = "silu"
 
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B T D"],
-    side: stack.Side,
-    cache: LayerCache | None = None,
-    lengths: Int[Array, "B"] | None = None,
-  ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-    c = self.config
-    drop = nn.Dropout(c.dropout, deterministic=side.deterministic)
-    h = RMSNorm(c.norm_epsilon, name="attention_norm")(x)
-    h, cache = self.self_attention()(h, side.mask, side.rotary, cache, lengths)
-    x += drop(h)
-    h = RMSNorm(c.norm_epsilon, name="mlp_norm")(x)
-    x += drop(self.feed_forward(h, side))
-    return stack.residual(x), cache
-
-  def self_attention(self) -> nn.Module:
-    """What kin of Llama may put something else in the place of."""
+  def self_attention(self, **extras: Any) -> nn.Module:
+    """Grouped queries with rotary positions, and what kin of Llama add."""
     c = self.config
     return Attention(
       n_heads=c.n_heads,
@@ -115,48 +93,25 @@ class Block(nn.Module):
       window=c.window if self.kind == "sliding" else None,
       qkv_biased=c.qkv_biased,
       qk_norm_epsilon=c.norm_epsilon if c.qk_normed else None,
+      **extras,
       name="attention",
     )
 
   def feed_forward(
     self, x: Float[Array, "B T D"], side: stack.Side
   ) -> Float[Array, "B T D"]:
-    """As `self_attention`, of the other branch."""
+    """Gated."""
     del side
     c = self.config
-    return MLP(c.d_ff, "silu", jnp.dtype(c.dtype), gated=True, name="mlp")(x)
+    return MLP(
+      c.d_ff, self.activation, jnp.dtype(c.dtype), gated=True, name="mlp"
+    )(x)
 
 
-class Model(nn.Module):
-  """Tokens to hidden states; `models.families` has the head and the rest."""
+class Model(decoder.RotaryModel):
+  """Tokens to hidden states."""
 
-  config: Config
   block: type[nn.Module] = Block
-
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-    cache: Cache | None = None,
-    deterministic: bool = True,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    c = self.config
-    table = Table(c.vocab_size, c.d_model, name="embed")()
-    if not c.tied:
-      Table(c.vocab_size, c.d_model, name="head")()
-    x = lookup(table, tokens, jnp.dtype(c.dtype))
-    side = stack.Side(
-      mask.of_tokens(positions, segment_ids),
-      position.rotary(positions, c.d_head, c.rope_theta, c.rope_scaling),
-      deterministic,
-    )
-    layers = stack.Stack(
-      self.block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
-    )
-    x, cache = layers(x, side, cache)
-    return RMSNorm(c.norm_epsilon, name="norm")(x), cache
 
 
 _LLAMA3_SCALING = position.Scaling(
@@ -209,6 +164,20 @@ PRESETS = {
     max_length=8192,
     rope_theta=100_000.0,
     tied=True,
+  ),
+  "smollm3_3b": Config(
+    vocab_size=128_256,
+    d_model=2048,
+    n_layers=36,
+    n_heads=16,
+    n_kv_heads=4,
+    d_head=128,
+    d_ff=11_008,
+    max_length=65_536,
+    rope_theta=5_000_000.0,
+    norm_epsilon=1e-6,
+    tied=True,
+    pattern=("full", "full", "full", "unrotated"),
   ),
   "llama2_7b": Config(
     vocab_size=32_000,

@@ -1,6 +1,7 @@
 """Llama whose feed-forwards are experts.
 
-Mixtral: arXiv 2401.04088.  Qwen3-MoE (normed queries and keys): 2505.09388.
+Mixtral: arXiv 2401.04088.  Qwen2-MoE (a gated expert that all tokens pass
+through): 2407.10671.  Qwen3-MoE (normed queries and keys): 2505.09388.
 """
 
 import dataclasses
@@ -56,6 +57,37 @@ PRESETS = {
     window=None,
     pattern=("full",),
     rope_theta=1_000_000.0,
+  ),
+  "qwen1_5_moe_a2_7b": _of(
+    "qwen2_7b",
+    ExpertsConfig(
+      n_experts=60,
+      n_active=4,
+      n_shared=4,
+      shared_gated=True,
+      gates_normed=False,
+      balance_weight=0.001,
+    ),
+    vocab_size=151_936,
+    d_model=2048,
+    n_layers=24,
+    n_heads=16,
+    n_kv_heads=16,
+    d_ff=1408,
+    max_length=8192,
+  ),
+  "qwen2_57b_a14b": _of(
+    "qwen2_7b",
+    ExpertsConfig(
+      n_experts=64,
+      n_active=8,
+      n_shared=8,
+      shared_gated=True,
+      gates_normed=False,
+      balance_weight=0.001,
+    ),
+    vocab_size=151_936,
+    d_ff=2560,
   ),
   "qwen3_30b_a3b": _of(
     "qwen3_8b",

@@ -77,23 +77,30 @@ def columns(layout: Layout, length: int) -> np.ndarray:
 
 
 def on_shards(
-  function: Callable[..., Array], q: Array, k: Array, v: Array, mask: Any
+  function: Callable[..., Array],
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Any,
+  of_heads: Any = None,
 ) -> Array:
-  """Runs function(q, k, v, mask) on each shard's rows, positions and heads.
+  """Runs function(q, k, v, mask, of_heads) on each shard's rows, positions and
+  heads.
 
   Args:
     function: one of attention; sees what lies on its shard.
     q: queries [B, T, N, H].
-    k: keys [B, S, K, H].
+    k: keys [B, S, K, H]; one head is there for the queries of all shards.
     v: values.
     mask: a tree of arrays [B, T], [B, S] or [B].
+    of_heads: a tree of arrays [N].
   """
   layout = rules.current()
   if layout is None:
-    return function(q, k, v, mask)
+    return function(q, k, v, mask, of_heads)
   table = layout.rules.activations
   wide = P(*layout.rows, table["act_heads"])
-  narrow = P(*layout.rows, table["act_kv_heads"])
+  narrow = P(*layout.rows, table["act_kv_heads"] if k.shape[2] > 1 else None)
   return jax.shard_map(
     function,
     mesh=layout.mesh,
@@ -102,10 +109,11 @@ def on_shards(
       narrow,
       narrow,
       jax.tree.map(lambda x: P(*layout.rows[: x.ndim]), mask),
+      jax.tree.map(lambda _: P(table["act_heads"]), of_heads),
     ),
     out_specs=wide,
     check_vma=False,  # Pallas does not say what its outputs vary over
-  )(q, k, v, mask)
+  )(q, k, v, mask, of_heads)
 
 
 def ring(

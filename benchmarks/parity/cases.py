@@ -13,8 +13,24 @@ import numpy as np
 from jax import numpy as jnp
 
 from data.batch import Batch
-from models import deepseek, families, gpt, llama, mixtral
-from models.layers import latent, moe
+from models import (
+  bloom,
+  deepseek,
+  falcon,
+  families,
+  gemma,
+  gpt,
+  llama,
+  mamba2,
+  mixtral,
+  mpt,
+  neox,
+  olmo2,
+  opt,
+  phi3,
+  stablelm,
+)
+from models.layers import latent, moe, ssm
 from models.layers.position import Scaling
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
@@ -64,6 +80,63 @@ def _deepseek(mscale: float, **settings) -> deepseek.Config:
   )
 
 
+def _kin(module, **settings) -> families.Config:
+  """Of another family, with the sizes of the Llama."""
+  return module.Config(**{**vars(_LLAMA), **settings})
+
+
+def _gpts(module, **settings) -> families.Config:
+  """GPT's kin, with feed-forwards of four times the width."""
+  sizes = dict(vocab_size=48, d_model=32, n_layers=2, n_heads=4, d_ff=128)
+  return module.Config(**sizes, max_length=16, dtype="float32", **settings)
+
+
+_GEMMA = dict(tied=True, norm_epsilon=1e-6, d_head=12)
+_GEMMA2 = dict(
+  **_GEMMA,
+  sandwiched=True,
+  window=5,
+  pattern=("sliding", "full"),
+  query_size=20,
+)
+_GEMMA3 = dict(
+  **_GEMMA,
+  n_layers=4,
+  sandwiched=True,
+  qk_normed=True,
+  window=5,
+  pattern=("sliding", "sliding", "full"),
+  rope_theta=1_000_000.0,
+  local_theta=10_000.0,
+  rope_scaling=Scaling(kind="linear", factor=8.0),
+)
+
+
+def _mamba2(n_groups: int) -> mamba2.Config:
+  return mamba2.Config(
+    vocab_size=48,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    d_head=16,
+    mixer=ssm.Config(d_state=6, n_groups=n_groups, chunk=6),
+    max_length=16,
+    tied=n_groups == 1,
+    dtype="float32",
+  )
+
+
+def _long(original_length: int, n_pairs: int) -> Scaling:
+  """Factors of one kind or the other are those of a text of 16 tokens."""
+  return Scaling(
+    kind="longrope",
+    factor=4.0,
+    original_length=original_length,
+    short=tuple(1.0 + 0.1 * i for i in range(n_pairs)),
+    long=tuple(2.0 + 0.5 * i for i in range(n_pairs)),
+  )
+
+
 _LIMITED = dict(n_groups=4, n_active_groups=2)
 
 CASES: dict[str, families.Config] = {
@@ -107,7 +180,51 @@ CASES: dict[str, families.Config] = {
     max_length=16,
     dtype="float32",
   ),
+  "smollm3": dataclasses.replace(
+    _LLAMA, tied=True, norm_epsilon=1e-6, pattern=("full", "unrotated")
+  ),
+  "qwen2_moe": _experts(
+    dataclasses.replace(_LLAMA, qkv_biased=True),
+    n_shared=3,
+    shared_gated=True,
+    gates_normed=False,
+  ),
+  "gemma": _kin(gemma, **{**_GEMMA, "n_kv_heads": 1}),
+  "gemma2": _kin(gemma, **_GEMMA2, softcap=2.0, final_softcap=3.0),
+  "gemma3": _kin(gemma, **_GEMMA3),
+  "olmo2": _kin(olmo2, qk_normed=True),
+  "phi3": _kin(phi3, window=5, pattern=("sliding",)),
+  "phi3_short": _kin(phi3, rope_scaling=_long(16, 4)),
+  "phi3_long": _kin(phi3, rope_scaling=_long(8, 3), rotary_share=0.75),
+  "stablelm": _kin(stablelm, qkv_biased=True),
+  "stablelm_parallel": _kin(stablelm, parallel=True, rotary_share=0.5),
+  "pythia": _gpts(neox),
+  "neox_sequential": _gpts(neox, branches="sequential", rotary_share=1.0),
+  "opt": _gpts(opt),
+  "bloom": _gpts(bloom),
+  "bloom_six_heads": dataclasses.replace(
+    _gpts(bloom), d_model=36, n_heads=6, d_ff=144
+  ),
+  "mpt": _gpts(mpt),
+  "mpt_six_heads": dataclasses.replace(
+    _gpts(mpt), d_model=36, n_heads=6, d_ff=144
+  ),
+  "falcon_7b": _gpts(falcon),
+  "falcon_40b": _gpts(falcon, n_kv_heads=2, branches="parallel"),
+  "falcon_11b": _gpts(falcon, n_kv_heads=2, tied=False),
+  # Chunks of 6 tokens: texts of 7, 5 and 16 end anywhere in them.
+  "mamba2": _mamba2(n_groups=1),
+  "mamba2_groups": _mamba2(n_groups=2),
+  "falcon_sequential": _gpts(falcon, n_kv_heads=4, branches="sequential"),
 }
+
+# What others have, in another combination: slow tests run these.
+VARIANTS = frozenset(
+  """
+  gemma phi3 phi3_short stablelm_parallel neox_sequential bloom_six_heads
+  mpt_six_heads falcon_11b falcon_sequential mamba2_groups
+  """.split()
+)
 
 
 def params(config: families.Config) -> families.Params:
@@ -128,8 +245,8 @@ def params(config: families.Config) -> families.Params:
 def batch(config: families.Config) -> Batch:
   """Two rows of 16: segments of 7, 5 and padding of 4; one segment of 16.
 
-  Dynamic NTK depends on the length of the text, so that each of its rows is
-  one text.
+  Dynamic NTK and LongRoPE depend on the length of the text, so that each of
+  their rows is one text.
   """
   rng = np.random.default_rng(0)
   tokens, targets = rng.integers(
@@ -138,7 +255,7 @@ def batch(config: families.Config) -> Batch:
   segments = np.ones((2, 16), np.int32)
   positions = np.tile(np.arange(16, dtype=np.int32), (2, 1))
   scaling = getattr(config, "rope_scaling", None)
-  if scaling is None or scaling.kind != "ntk":
+  if scaling is None or scaling.kind not in ("ntk", "longrope"):
     segments[0] = [1] * 7 + [2] * 5 + [0] * 4
     positions[0] = [*range(7), *range(5), *range(4)]
   weights = np.float32(segments > 0)

@@ -70,8 +70,8 @@ def build(config: families.Config) -> torch.nn.Module:
 
 
 def their_config(config: families.Config) -> transformers.PretrainedConfig:
-  """Our Config as theirs."""
-  settings = catalogue.of(config).theirs(config)
+  """Our Config as theirs; a padding token would have no gradient."""
+  settings = {**catalogue.of(config).theirs(config), "pad_token_id": None}
   return transformers.AutoConfig.for_model(
     **{k: v for k, v in settings.items() if k != "architectures"}
   )

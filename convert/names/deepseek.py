@@ -44,7 +44,7 @@ def _rows() -> tuple[Row, ...]:
       row, ours=tuple(name.replace("{i}", "{j}") for name in row.ours)
     )
     for row in mixtral.ROWS
-    if ".mlp." in row.theirs
+    if ".mlp." in row.theirs and "shared" not in row.theirs
   ]
   return (
     *[row for row in llama.ROWS if "{i}" not in row.theirs],

@@ -42,7 +42,7 @@ UNUSED = (r".*\.attn\.(masked_)?bias",)  # the causal mask
 
 
 KINDS = {"gpt2": ("GPT2LMHeadModel",)}
-_ACTIVATIONS = {
+ACTIVATIONS = {
   "relu": "relu",
   "silu": "silu",
   "gelu": "gelu",
@@ -63,7 +63,7 @@ def theirs(config: gpt.Config) -> dict[str, Any]:
     "n_inner": c.d_ff,
     "n_positions": c.max_length,
     "layer_norm_epsilon": c.norm_epsilon,
-    "activation_function": _ACTIVATIONS[c.activation],
+    "activation_function": ACTIVATIONS[c.activation],
     "tie_word_embeddings": True,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -73,9 +73,6 @@ def theirs(config: gpt.Config) -> dict[str, Any]:
 def ours(s: Settings) -> gpt.Config:
   """The way back."""
   d_model = s.take("n_embd", 768)
-  names = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
-  names["gelu_pytorch_tanh"] = "gelu_tanh"
-  activation = s.expect("activation_function", "gelu_new", *names)
   s.take("n_ctx", None)  # older: n_positions once more
   s.expect("tie_word_embeddings", True)
   s.expect("scale_attn_weights", True)
@@ -93,5 +90,12 @@ def ours(s: Settings) -> gpt.Config:
     n_heads=s.take("n_head", 12),
     d_ff=s.take("n_inner", None) or 4 * d_model,
     norm_epsilon=s.take("layer_norm_epsilon", 1e-5),
-    activation=names[activation],
+    activation=activation(s, "activation_function", "gelu_new"),
   )
+
+
+def activation(s: Settings, key: str, default: str) -> str:
+  """Our name of the activation under a key."""
+  names = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
+  names["gelu_pytorch_tanh"] = "gelu_tanh"
+  return names[s.expect(key, default, *names)]

@@ -1,4 +1,4 @@
-"""Mixtral and Qwen3-MoE."""
+"""Mixtral, Qwen2-MoE and Qwen3-MoE."""
 
 from typing import Any
 
@@ -18,6 +18,11 @@ def _rows() -> tuple[Row, ...]:
     linear(theirs + "gate", ours + "router"),
     Row(theirs + "experts.gate_up_proj", wide, 1, True, 1),
     Row(theirs + "experts.down_proj", (ours + "down",), 1, True, 1),
+    *[
+      linear(f"{theirs}shared_expert.{x}_proj", f"{ours}shared/{x}")
+      for x in ("gate", "up", "down")
+    ],
+    linear(theirs + "shared_expert_gate", ours + "shared_gate"),
   )
 
 
@@ -27,7 +32,7 @@ ROWS = _rows()
 def in_files(config: mixtral.Config) -> tuple[Row, ...]:
   """The rows of a file, which lists expert by expert."""
   theirs, ours = "model.layers.{i}.", "stack/layer_{i}/mlp"
-  if config.qk_normed:
+  if config.qk_normed or config.experts.n_shared:  # Qwen's
     names = ("gate_proj", "up_proj", "down_proj")
     return expert_by_expert(ROWS, theirs + "mlp.experts", names, ours)
   theirs += "block_sparse_moe"
@@ -38,10 +43,11 @@ def in_files(config: mixtral.Config) -> tuple[Row, ...]:
 
 KINDS = {
   "mixtral": ("MixtralForCausalLM",),
+  "qwen2_moe": ("Qwen2MoeForCausalLM",),
   "qwen3_moe": ("Qwen3MoeForCausalLM",),
 }
 # Of our experts, what theirs never are.
-_PLAIN = dict(n_shared=0, scores="softmax", gate_scale=1.0, biased=False)
+_PLAIN = dict(scores="softmax", gate_scale=1.0, biased=False, n_groups=1)
 
 
 def theirs(config: mixtral.Config) -> dict[str, Any]:
@@ -52,9 +58,11 @@ def theirs(config: mixtral.Config) -> dict[str, Any]:
   """
   c, e = config, config.experts
   kind = "qwen3_moe" if c.qk_normed else "mixtral"
+  kind = "qwen2_moe" if e.n_shared else kind
+  is_second = kind == "qwen2_moe"
   all_alike = dict(pattern=c.pattern[:1] * len(c.pattern))
-  settings.agree(kind, c, qkv_biased=False, **all_alike)
-  settings.agree(kind, e, **_PLAIN, n_groups=1)
+  settings.agree(kind, c, qkv_biased=is_second, **all_alike)
+  settings.agree(kind, e, **_PLAIN, shared_gated=is_second)
   found = {
     **llama.common(c, kind, *KINDS[kind]),
     "num_experts_per_tok": e.n_active,
@@ -63,6 +71,9 @@ def theirs(config: mixtral.Config) -> dict[str, Any]:
   if kind == "mixtral":
     settings.agree(kind, e, gates_normed=True)
     return {**found, "num_local_experts": e.n_experts}
+  if is_second:
+    settings.agree(kind, c, qk_normed=False, window=None)
+    found["shared_expert_intermediate_size"] = e.n_shared * c.d_ff
   return {
     **found,
     "use_sliding_window": c.window is not None,
@@ -84,18 +95,39 @@ def ours(s: Settings) -> mixtral.Config:
       ),
     )
   found = llama.common_of(s, length=32_768)
+  is_second = s.take("model_type") == "qwen2_moe"
   s.expect("attention_bias", False)
   s.expect("decoder_sparse_step", 1)  # every layer has experts
   s.expect("mlp_only_layers", [], None)
   window = s.take("sliding_window", 4096)
   s.take("max_window_layers", None)  # not read there: all layers or none
+  if is_second:
+    s.expect("qkv_bias", True)
+    s.expect("use_sliding_window", False)
+    s.expect("layer_types", None, ["full_attention"] * found["n_layers"])
   found |= llama.sliding(
     window if s.take("use_sliding_window", False) else None
   )
+  n_experts, n_active, d_ff = (60, 4, 1408) if is_second else (128, 8, 768)
+  found["d_ff"] = s.take("moe_intermediate_size", d_ff)
   experts = moe.Config(
-    n_experts=s.take("num_experts", s.take("num_local_experts", 128)),
-    n_active=s.take("num_experts_per_tok", 8),
+    n_experts=s.take("num_experts", s.take("num_local_experts", n_experts)),
+    n_active=s.take("num_experts_per_tok", n_active),
     gates_normed=s.take("norm_topk_prob", False),
+    n_shared=_n_shared(s, found["d_ff"]) if is_second else 0,
+    shared_gated=is_second,
   )
-  found["d_ff"] = s.take("moe_intermediate_size", 768)
-  return mixtral.Config(**found, qk_normed=True, experts=experts)
+  return mixtral.Config(
+    **found, qkv_biased=is_second, qk_normed=not is_second, experts=experts
+  )
+
+
+def _n_shared(s: Settings, d_ff: int) -> int:
+  """How many experts' width the one for all tokens has."""
+  width = s.take("shared_expert_intermediate_size", 5632)
+  if width % d_ff:
+    raise ValueError(
+      f"config.json says shared_expert_intermediate_size={width}, which is no "
+      f"multiple of moe_intermediate_size={d_ff}: ours is so many experts."
+    )
+  return width // d_ff

@@ -13,14 +13,21 @@ from models.layers.position import Scaling
 
 
 def theirs(
-  theta: float, scaling: Scaling | None, length: int
+  theta: float,
+  scaling: Scaling | None,
+  length: int,
+  share: float | None = None,
 ) -> dict[str, Any]:
   """Our rotary settings as theirs, for texts of `length` tokens.
+
+  `share` is of a head's dimensions, that turn, where they can say it.
 
   Their dynamic NTK has the factor f T / M - (f - 1) at T tokens, where it was
   trained on M: with M = T / 2 and f = factor - 1, that is our factor at T.
   """
   parameters = {"rope_theta": theta, "rope_type": "default"}
+  if share is not None:
+    parameters["partial_rotary_factor"] = share
   if scaling is None:
     return {"rope_parameters": parameters, "max_position_embeddings": length}
   s = scaling
@@ -38,6 +45,12 @@ def theirs(
   if s.kind == "llama3":
     low, high = s.turns
     parameters |= {"low_freq_factor": low, "high_freq_factor": high}
+  if s.kind == "longrope":
+    parameters |= {
+      "short_factor": list(s.short),
+      "long_factor": list(s.long),
+      "attention_factor": s.attention_factor,
+    }
   if s.original_length is not None:
     parameters["original_max_position_embeddings"] = s.original_length
   return {"rope_parameters": parameters, "max_position_embeddings": length}
@@ -50,7 +63,12 @@ def parameters(s: Settings) -> Settings:
 
 
 def ours(
-  s: Settings, *, theta: float = 10_000.0, length: int = 2048
+  s: Settings,
+  *,
+  theta: float = 10_000.0,
+  length: int = 2048,
+  share: float | None = None,
+  p: Settings | None = None,
 ) -> dict[str, Any]:
   """Theirs as the fields rope_theta, rope_scaling and max_length of ours.
 
@@ -58,21 +76,29 @@ def ours(
     s: their config.json.
     theta: their default of the base.
     length: their default of the longest text.
+    share: their default of the dimensions that turn, where they can say it:
+      then rotary_share is a field too.
+    p: where the keys of the scaling are; None: where they are found.
 
   Raises:
     ValueError: a kind of scaling that we do not have.
   """
-  p = parameters(s)
+  p = parameters(s) if p is None else p
   outside = s.take("rope_theta", theta)
   most = s.take("max_position_embeddings", length)
   found = {
     "rope_theta": float(p.take("rope_theta", outside)),
     "max_length": most,
   }
+  if share is not None:
+    share = p.take(
+      "partial_rotary_factor", s.take("partial_rotary_factor", share)
+    )
+    found["rotary_share"] = float(share)
   kind = p.take("rope_type", p.take("type", "default"))
   if kind == "default":
     return found
-  if kind not in ("linear", "yarn", "llama3"):
+  if kind not in ("linear", "yarn", "llama3", "longrope"):
     also = (
       ": its base follows the length of each text, and ours (ntk) is fixed"
       if kind == "dynamic"
@@ -80,9 +106,10 @@ def ours(
     )
     raise ValueError(
       f"config.json asks for rotary positions of kind {kind!r}{also}. There are "
-      "default, linear, yarn and llama3."
+      "default, linear, yarn, llama3 and longrope."
     )
-  p.expect("partial_rotary_factor", 1.0, 1)
+  if share is None:
+    p.expect("partial_rotary_factor", 1.0, 1)
   scaling = {"kind": kind, "factor": p.take("factor", None)}
   if kind != "linear":
     # Where it stands beside the others, as in Phi 3, that is the one that holds.
@@ -92,6 +119,11 @@ def ours(
   if kind == "llama3":
     scaling["low"] = p.take("low_freq_factor")
     scaling["high"] = p.take("high_freq_factor")
+  if kind == "longrope":
+    scaling["factor"] = scaling["factor"] or max(most / original, 1.0)
+    scaling["short"] = tuple(map(float, p.take("short_factor")))
+    scaling["long"] = tuple(map(float, p.take("long_factor")))
+    scaling["attention_factor"] = p.take("attention_factor", None)
   if kind == "yarn":
     p.expect("truncate", True)
     scaling["low"] = p.take("beta_slow", None)

@@ -1,8 +1,8 @@
 """Grouped-query attention (arXiv 2305.13245): projections around a kernel.
 
-Extras of families: biases (Qwen2), normed queries and keys (Qwen3, 2302.05442),
-sliding windows (2310.06825), soft caps (2408.00118), sinks (2309.17453), ALiBi
-(2108.12409).
+Extras of families: biases (Qwen2), normed queries and keys (Qwen3, 2302.05442;
+over all heads, OLMo 2), sliding windows (2310.06825), soft caps (2408.00118),
+ALiBi (2108.12409).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from models import cache as caches
 from models.layers.dense import add_bias, vector, weight
 from models.layers.mask import Mask
 from models.layers.norm import RMSNorm
-from models.layers.position import Rotary, rotate
+from models.layers.position import Rotary, alibi_slopes, rotate
 from models.layers.reference import attend
 from models.weights import einsum
 from sharding.rules import constrain
@@ -34,6 +34,11 @@ class Attention(nn.Module):
   qkv_biased: bool = False
   out_biased: bool = False
   qk_norm_epsilon: float | None = None  # None: queries and keys as they are
+  qk_norm_wide: bool = False  # over all heads together
+  qk_norm_offset: float = 0.0  # what is added to the scale of these norms
+  scale: float | None = None  # of the logits; None: 1 / sqrt(d_head)
+  softcap: float | None = None
+  alibi: bool = False
   out_std: float = 0.02
 
   @nn.compact
@@ -46,11 +51,13 @@ class Attention(nn.Module):
     lengths: Int[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], caches.LayerCache | None]:
     q_BTNH = self._project(x, "q", self.n_heads, "heads")
-    k_BTKH = self._project(x, "k", self.n_kv_heads, "kv_heads")
-    v_BTKH = self._project(x, "v", self.n_kv_heads, "kv_heads")
+    # One head for all is never split.
+    of_kv = "kv_heads" if self.n_kv_heads > 1 else None
+    k_BTKH = self._project(x, "k", self.n_kv_heads, of_kv)
+    v_BTKH = self._project(x, "v", self.n_kv_heads, of_kv)
     if self.qk_norm_epsilon is not None:
-      q_BTNH = RMSNorm(self.qk_norm_epsilon, "head", name="q_norm")(q_BTNH)
-      k_BTKH = RMSNorm(self.qk_norm_epsilon, "head", name="k_norm")(k_BTKH)
+      q_BTNH = self._normed(q_BTNH, "q_norm", "heads")
+      k_BTKH = self._normed(k_BTKH, "k_norm", of_kv)
     if rotary is not None:
       q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
     q_BTNH = checkpoint_name(q_BTNH, "qkv")
@@ -64,7 +71,15 @@ class Attention(nn.Module):
       k_BSKH, v_BSKH = seen.keys.swapaxes(1, 2), seen.values.swapaxes(1, 2)
 
     run = attention_kernels.run if cache is None else attend
-    out_BTNH = run(q_BTNH, k_BSKH, v_BSKH, mask)
+    out_BTNH = run(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask,
+      scale=self.scale,
+      softcap=self.softcap,
+      slopes_N=alibi_slopes(self.n_heads) if self.alibi else None,
+    )
     out_BTNH = checkpoint_name(out_BTNH, "attended")
     out_BTNH = constrain(out_BTNH, "batch", "length", "act_heads", None)
     d_model = x.shape[-1]
@@ -82,8 +97,18 @@ class Attention(nn.Module):
       out = add_bias(out, vector(self, "o_bias", (d_model,), ("norm",)))
     return out, cache
 
+  def _normed(
+    self, x: Float[Array, "B T N H"], name: str, axis: str | None
+  ) -> Float[Array, "B T N H"]:
+    return RMSNorm(
+      self.qk_norm_epsilon,
+      (axis, "head") if self.qk_norm_wide else ("head",),
+      self.qk_norm_offset,
+      name=name,
+    )(x)
+
   def _project(
-    self, x: Float[Array, "B T D"], name: str, n_heads: int, axis: str
+    self, x: Float[Array, "B T D"], name: str, n_heads: int, axis: str | None
   ) -> Float[Array, "B T N H"]:
     shape = (x.shape[-1], n_heads, self.d_head)
     w = weight(self, name, shape, ("embed", axis, "head"), dtype=self.dtype)
@@ -91,4 +116,4 @@ class Attention(nn.Module):
     if self.qkv_biased:
       bias = vector(self, f"{name}_bias", shape[1:], (axis, "head"))
       y = add_bias(y, bias)
-    return constrain(y, "batch", "length", f"act_{axis}", None)
+    return constrain(y, "batch", "length", axis and f"act_{axis}", None)

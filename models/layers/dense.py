@@ -12,7 +12,7 @@ def weight(
   module: nn.Module,
   name: str,
   shape: tuple[int, ...],
-  axes: tuple[str, ...],
+  axes: tuple[str | None, ...],
   std: float = 0.02,
   *,
   dtype: jnp.dtype | None = None,
@@ -39,11 +39,12 @@ def vector(
   module: nn.Module,
   name: str,
   shape: tuple[int, ...],
-  axes: tuple[str, ...],
-  value: float = 0.0,
+  axes: tuple[str | None, ...],
+  value: float | nn.initializers.Initializer = 0.0,
 ) -> Weight:
-  """A bias or a scale, constant at the start."""
-  init = nn.with_logical_partitioning(nn.initializers.constant(value), axes)
+  """A bias or a scale, at the start constant or as a function draws it."""
+  draw = value if callable(value) else nn.initializers.constant(value)
+  init = nn.with_logical_partitioning(draw, axes)
   return module.param(name, init, shape, jnp.float32)
 
 

@@ -129,7 +129,7 @@ class LatentAttention(nn.Module):
   ) -> Float[Array, "B T R"]:
     w = self._weight(f"{name}_down", (x.shape[-1], rank), "embed", "latent")
     y_BTR = einsum("BTD,DR->BTR", x, w, self.dtype)
-    return RMSNorm(self.norm_epsilon, "latent", name=f"{name}_norm")(y_BTR)
+    return RMSNorm(self.norm_epsilon, ("latent",), name=f"{name}_norm")(y_BTR)
 
   def _to_heads(
     self, x: Float[Array, "B T R"], w: Weight

@@ -43,6 +43,10 @@ class Mask:
       seen &= near
     return seen
 
+  def distances(self) -> Int[Array, "B T S"]:
+    """How far back from query t key s lies, within their segment."""
+    return self.q_positions[:, :, None] - self.kv_positions[:, None, :]
+
 
 def of_tokens(
   positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], **kind

@@ -41,6 +41,7 @@ class Config:
   n_experts: Count
   n_active: Count  # experts that a token passes through
   n_shared: Natural = 0  # experts beside them that all tokens pass through
+  shared_gated: bool = False  # every token says how far; Qwen2-MoE
   scores: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid in DeepSeek-V3
   gates_normed: bool = True  # gates of the chosen add up to 1, before the scale
   gate_scale: Positive = 1.0  # 16 in DeepSeek-V2, 2.5 in V3
@@ -57,6 +58,11 @@ class Config:
 
   def __post_init__(self):
     fields.check(self)
+    if self.shared_gated and not self.n_shared:
+      raise ValueError(
+        f"shared_gated={self.shared_gated} with n_shared={self.n_shared}: there "
+        "are no shared experts to gate."
+      )
     if self.n_active > self.n_experts:
       raise ValueError(
         f"n_active={self.n_active} is more than n_experts={self.n_experts}."
@@ -153,7 +159,14 @@ class Experts(nn.Module):
     if c.n_shared:
       d_ff = c.n_shared * self.d_ff
       shared = MLP(d_ff, self.activation, self.dtype, gated=True, name="shared")
-      out += shared(x)
+      y = shared(x)
+      if c.shared_gated:
+        w = weight(
+          self, "shared_gate", (d_model,), ("embed",), dtype=self.dtype
+        )
+        gate_BT = einsum("BTD,D->BT", x, w, self.dtype, f32)
+        y *= jax.nn.sigmoid(gate_BT)[..., None].astype(y.dtype)
+      out += y
     balance, z = losses(n_live, *sums)
     self.sow("losses", "router", c.balance_weight * balance + c.z_weight * z)
     self.sow("figures", "balance", (balance, jnp.ones(())))

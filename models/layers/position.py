@@ -1,6 +1,8 @@
 """Positions: learned, and rotary (arXiv 2104.09864) with its scalings.
 
 Linear: 2306.15595.  YaRN: 2309.00071.  Llama 3: 2407.21783, section 3.
+LongRoPE: 2402.13753.
+ALiBi, biases in the place of positions: 2108.12409.
 Phases come from two small tables that the host computes in float64, so they
 are right to 1e-7 at any position; a bf16 phase errs by 2.0 below position 4096.
 """
@@ -28,23 +30,37 @@ Length = Annotated[int, f"[1, {LONGEST}]"]  # phases are exact so far
 class Scaling:
   """How rotary frequencies are stretched beyond the trained length."""
 
-  kind: Literal["linear", "ntk", "yarn", "llama3"]
+  kind: Literal["linear", "ntk", "yarn", "llama3", "longrope"]
   factor: Annotated[float, "[1, inf)"]  # new length / original length
-  original_length: Length | None = None  # tokens; yarn, llama3
+  original_length: Length | None = None  # tokens; yarn, llama3, longrope
   low: Positive | None = None  # turns stretched in full; yarn 1, llama3 1
   high: Positive | None = None  # turns left as they are; yarn 32, llama3 4
-  attention_factor: Positive | None = None  # yarn; None: 0.1 ln(factor) + 1
+  # Of the phases; yarn: 0.1 ln(factor) + 1 where None, longrope:
+  # sqrt(1 + ln(factor) / ln(original_length)).
+  attention_factor: Positive | None = None
+  # longrope: by how much every pair is stretched in a model that reads no more
+  # than original_length tokens, and in one that reads more.
+  short: tuple[Positive, ...] | None = None
+  long: tuple[Positive, ...] | None = None
 
   def __post_init__(self):
     fields.check(self)
     by_turns = self.kind in ("yarn", "llama3")
-    if by_turns and self.original_length is None:
+    by_pair = self.kind == "longrope"
+    if (by_turns or by_pair) and self.original_length is None:
       raise ValueError(
         f"original_length={self.original_length}: {self.kind} needs the "
         "number of tokens that the base model was trained on."
       )
-    unread = () if by_turns else ("original_length", "low", "high")
-    unread += () if self.kind == "yarn" else ("attention_factor",)
+    if by_pair and (self.short is None or self.long is None):
+      raise ValueError(
+        f"short={self.short} and long={self.long}: longrope needs a factor for "
+        "every pair, in both."
+      )
+    unread = () if by_turns else ("low", "high")
+    unread += () if by_turns or by_pair else ("original_length",)
+    unread += () if self.kind in ("yarn", "longrope") else ("attention_factor",)
+    unread += () if by_pair else ("short", "long")
     for name in unread:
       if getattr(self, name) is not None:
         raise ValueError(
@@ -68,24 +84,32 @@ class Scaling:
     )
 
 
-def _linear(frequency, d_head, theta, s):
+def _linear(frequency, d_head, theta, s, length):
   return frequency / s.factor, 1.0
 
 
-def _ntk(frequency, d_head, theta, s):
+def _ntk(frequency, d_head, theta, s, length):
   # The base grows so that the lowest frequency is stretched by the factor.
   theta = theta * s.factor ** (d_head / (d_head - 2))
   return _frequencies(d_head, theta), 1.0
 
 
-def _llama3(frequency, d_head, theta, s):
+def _llama3(frequency, d_head, theta, s, length):
   low, high = s.turns
   turns = s.original_length * frequency / (2 * math.pi)
   keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
   return frequency * (keep + (1 - keep) / s.factor), 1.0
 
 
-def _yarn(frequency, d_head, theta, s):
+def _longrope(frequency, d_head, theta, s, length):
+  stretch = np.array(s.long if length > s.original_length else s.short)
+  factor = s.attention_factor
+  if factor is None:
+    factor = math.sqrt(1 + math.log(s.factor) / math.log(s.original_length))
+  return frequency / stretch, factor
+
+
+def _yarn(frequency, d_head, theta, s, length):
   def dimension(turns):  # the pair that turns so often in the original length
     length = s.original_length / (turns * 2 * math.pi)
     return d_head * math.log(length) / (2 * math.log(theta))
@@ -101,11 +125,44 @@ def _yarn(frequency, d_head, theta, s):
   return frequency * (keep + (1 - keep) / s.factor), factor
 
 
-_SCALINGS = {"linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3}
+_SCALINGS = {
+  "linear": _linear,
+  "ntk": _ntk,
+  "yarn": _yarn,
+  "llama3": _llama3,
+  "longrope": _longrope,
+}
 
 
 def _frequencies(d_head: int, theta: float) -> np.ndarray:
   return theta ** (-np.arange(0, d_head, 2, dtype=np.float64) / d_head)
+
+
+def check(d_head: int, d_rotary: int, scaling: Scaling | None) -> None:
+  """Checks that a part of every head can turn, scaled so.
+
+  Raises:
+    ValueError: it is no whole number of pairs, or the scaling is of others.
+  """
+  if d_rotary % 2 or not d_rotary:
+    raise ValueError(
+      f"d_head={d_head} has {d_rotary} dimensions that turn with the position "
+      "(with a rotary_share, that share of it): they turn in pairs."
+    )
+  if scaling is None:
+    return
+  if scaling.kind == "ntk" and d_rotary == 2:
+    raise ValueError(
+      f"d_head={d_head} has one frequency, and rope_scaling.kind=ntk changes "
+      "all but the first: turn 4 dimensions or more."
+    )
+  for name in ("short", "long"):
+    factors, n_pairs = getattr(scaling, name), d_rotary // 2
+    if factors is not None and len(factors) != n_pairs:
+      raise ValueError(
+        f"rope_scaling.{name} has {len(factors)} factors for the {n_pairs} "
+        f"pairs that turn of d_head={d_head}: give one for each."
+      )
 
 
 @flax.struct.dataclass
@@ -121,15 +178,23 @@ def rotary(
   d_head: int,
   theta: float,
   scaling: Scaling | None = None,
+  length: int = LONGEST,
 ) -> Rotary:
   """Phases position * frequency of the d_head / 2 pairs.
 
   cos(a + b) = cos a cos b - sin a sin b joins the two tables, exact in fp32.
+
+  Args:
+    positions: of the tokens in their text.
+    d_head: dimensions that turn.
+    theta: base of the frequencies.
+    scaling: of the frequencies.
+    length: of the longest text, by which longrope chooses for all texts.
   """
   frequency, factor = _frequencies(d_head, theta), 1.0
   if scaling is not None:
     scale = _SCALINGS[scaling.kind]
-    frequency, factor = scale(frequency, d_head, theta, scaling)
+    frequency, factor = scale(frequency, d_head, theta, scaling, length)
   low = np.outer(np.arange(_BLOCK), frequency)
   high = np.outer(np.arange(_BLOCK) * _BLOCK, frequency)
   table = [
@@ -151,12 +216,16 @@ def rotate(
 ) -> Float[Array, "B T N H"]:
   """Rotates the pairs (i, i + H/2), in fp32, returned in x's type.
 
-  Interleaved, the pairs are (2 i, 2 i + 1), and come out as (i, i + H/2): no
-  product of a query and a key sees the order.
+  Where there are fewer phases than pairs, that is of the first dimensions, and
+  the others stay as they are. Interleaved, the pairs are (2 i, 2 i + 1), and
+  come out as (i, i + H/2): no product of a query and a key sees the order.
   """
+  n_turned = 2 * phases.cos.shape[-1]
+  x, rest = x[..., :n_turned], x[..., n_turned:]
   if interleaved:
     x = jnp.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
-  return _rotate(x, phases.cos[:, :, None], phases.sin[:, :, None])
+  turned = _rotate(x, phases.cos[:, :, None], phases.sin[:, :, None])
+  return jnp.concatenate([turned, rest], axis=-1) if rest.size else turned
 
 
 @jax.custom_vjp
@@ -191,3 +260,15 @@ def _rotate_back(phases, g):
 
 
 _rotate.defvjp(_rotate_forward, _rotate_back)
+
+
+def alibi_slopes(n_heads: int) -> Float[Array, "N"]:
+  """How much a head's logits fall with every token of distance.
+
+  Powers of 2**(-8 / P), where P is the largest power of two up to the number of
+  heads; those beyond P lie between the first ones.
+  """
+  n_even = 1 << (n_heads.bit_length() - 1)
+  powers = np.arange(1, n_even + 1) / n_even
+  between = (np.arange(n_heads - n_even) + 0.5) / n_even
+  return jnp.asarray(2.0 ** (-8 * np.concatenate([powers, between])), "float32")

@@ -21,6 +21,7 @@ def attend(
   scale: float | None = None,
   softcap: float | None = None,
   bias_NTS: Float[Array, "N T S"] | None = None,
+  slopes_N: Float[Array, "N"] | None = None,
   sinks_N: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N Hv"]:
   """The reference: O(T S) memory, softmax in fp32, masked rows give zeros.
@@ -32,10 +33,11 @@ def attend(
     mask: who may see whom.
     scale: of the logits; 1 / sqrt(H) by default.
     softcap: logits become softcap * tanh(logits / softcap).
-    bias_NTS: added to the logits, as in ALiBi.
+    bias_NTS: added to the logits.
+    slopes_N: of ALiBi: a head's logits fall by so much a token of distance.
     sinks_N: a logit per head that takes probability and gives nothing.
   """
-  extras = {"bias_NTS": bias_NTS, "sinks_N": sinks_N}
+  extras = {"bias_NTS": bias_NTS, "slopes_N": slopes_N, "sinks_N": sinks_N}
   sums, total, _ = weigh(
     q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, **extras
   )
@@ -52,6 +54,7 @@ def weigh(
   scale: float | None = None,
   softcap: float | None = None,
   bias_NTS: Float[Array, "N T S"] | None = None,
+  slopes_N: Float[Array, "N"] | None = None,
   sinks_N: Float[Array, "N"] | None = None,
   least: Float[Array, "B K G T 1"] | None = None,
 ) -> tuple[
@@ -97,6 +100,9 @@ def weigh(
     logits = softcap * jnp.tanh(logits / softcap)
   if bias_NTS is not None:
     logits += bias_NTS.reshape(1, n_kv_heads, -1, *bias_NTS.shape[1:])
+  if slopes_N is not None:
+    slopes = slopes_N.reshape(1, n_kv_heads, -1, 1, 1)
+    logits -= slopes * mask.distances()[:, None, None].astype(jnp.float32)
   if sinks_N is not None:
     sinks_N = sinks_N.reshape(1, n_kv_heads, -1, 1, 1)
   seen = mask.dense()[:, None, None]

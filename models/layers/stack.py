@@ -2,6 +2,7 @@
 
 A pattern such as ("sliding", "sliding", "full") repeats down the stack. The
 scan runs over its repetitions: compile time is that of one, whatever the depth.
+Layers of a last repetition that is cut short follow one by one.
 Params: {"layers": {"block_0": ...}} with a leading dimension when scanned,
 {"layer_0": ..., "layer_1": ...} when not.
 """
@@ -53,7 +54,9 @@ class Side:
   """What every layer sees beside the residual stream."""
 
   mask: Mask
-  rotary: Rotary | None = None
+  rotary: dict[
+    str, Rotary
+  ]  # by kind of layer; one that is not there turns none
   deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
 
@@ -115,12 +118,14 @@ class Stack(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     groups = layers(self.block, self.config, self.pattern, name="layers")
-    return groups(x, side, live)
+    x, _ = groups(x, side, live)
+    whole = self.n_layers - self.n_layers % len(self.pattern)
+    return self._in_sequence(x, side, None, first=whole)
 
-  def _in_sequence(self, x, side, cache):
+  def _in_sequence(self, x, side, cache, first=0):
     block = self.block if cache else self._rematted(self.block)
     written = []
-    for i in range(self.n_layers):
+    for i in range(first, self.n_layers):
       kind = self.pattern[i % len(self.pattern)]
       layer = block(self.config, kind, name=f"layer_{i}")
       if cache is None:
@@ -157,6 +162,7 @@ def stack(params: Any, n_pattern: int) -> Any:
     (name for name in params if name.startswith("layer_")),
     key=lambda name: int(name.removeprefix("layer_")),
   )
+  names = names[: len(names) - len(names) % n_pattern]
   rest = {name: p for name, p in params.items() if name not in names}
   groups = {
     f"block_{j}": jax.tree.map(

@@ -34,7 +34,7 @@ def forward(config: families.Config) -> families.Config:
   """A config without what only training reads, its defaults spelled out."""
   changes = dict(TRAINING)
   scaling = getattr(config, "rope_scaling", None)
-  if scaling is not None and scaling.kind != "linear":
+  if scaling is not None and scaling.kind in ("yarn", "llama3"):
     low, high = scaling.turns
     changes["rope_scaling"] = dataclasses.replace(scaling, low=low, high=high)
   if hasattr(config, "experts"):

@@ -63,6 +63,7 @@ CASES = {
   "alibi": Case(
     options=dict(bias_NTS=jnp.float32(-SLOPES[:, None, None] * DISTANCE))
   ),
+  "slopes": Case(options=dict(slopes_N=jnp.float32(SLOPES))),
   "all": Case(
     mask=dict(window=4, prefix=jnp.array([2, 5])),
     options=dict(
@@ -89,7 +90,9 @@ def sees(mask, b, t, s):
   return same and (j <= i or j < prefix) and i - j < window
 
 
-def attended(q, k, v, mask, scale=None, softcap=None, bias=None, sinks=None):
+def attended(
+  q, k, v, mask, scale=None, softcap=None, bias=None, sinks=None, slopes=None
+):
   """What attention is, head by head and query by query, in float64."""
   q, k, v = (np.float64(x) for x in (q, k, v))
   out = np.zeros(q.shape)
@@ -103,6 +106,9 @@ def attended(q, k, v, mask, scale=None, softcap=None, bias=None, sinks=None):
       logits = softcap * np.tanh(logits / softcap)
     if bias is not None:
       logits = logits + np.float64(bias[n, t, seen])
+    if slopes is not None:
+      ago = mask.q_positions[b, t] - mask.kv_positions[b, np.array(seen)]
+      logits = logits - np.float64(slopes[n]) * np.float64(ago)
     top = logits.max()
     weights = np.exp(logits - top)
     total = weights.sum()
@@ -119,7 +125,7 @@ def test_attention_is_its_definition(name, kernel):
   mask = case.masked()
   run = jax.jit(lambda q, k, v: kernel(q, k, v, mask, **case.options))
   got = run(*case.operands())
-  names = {"bias_NTS": "bias", "sinks_N": "sinks"}
+  names = {"bias_NTS": "bias", "sinks_N": "sinks", "slopes_N": "slopes"}
   options = {names.get(key, key): x for key, x in case.options.items()}
   expected = attended(*case.operands(), mask, **options)
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,7 @@
 """Every kernel is the reference, forward and backward: N15; none by accident."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from jax import numpy as jnp
 
 from benchmarks.parity import cases
 from models import attention_kernels, families
+from models.layers import position
 from models.layers.mask import Mask
 from models.layers.reference import attend
 from sharding import mesh, rules
@@ -46,17 +49,20 @@ def _both(kernel, operands, mask):
   return np.where(alive, out, 0), gradients
 
 
-@pytest.mark.parametrize("kind", [{}, {"window": 50}], ids=["full", "window"])
-@pytest.mark.parametrize("length", [128, 384])
-def test_splash_is_the_reference(length, kind):
-  """Interpreted; grouped heads, packed rows, padding."""
+@pytest.mark.parametrize(
+  ("length", "kind", "cap"),
+  [(128, {}, 3.0), (128, {"window": 50}, None), (384, {}, None),
+   (384, {"window": 50}, None)],
+)  # fmt: skip
+def test_splash_is_the_reference(length, kind, cap):
+  """Interpreted; grouped heads, packed rows, padding, a soft cap."""
   operands, mask = _operands(length), _packed(length, **kind)
 
   def splash(*x):
-    return attention_kernels.splash(*x, interpret=True)
+    return attention_kernels.splash(*x, softcap=cap, interpret=True)
 
   found = _both(splash, operands, mask)
-  expected = _both(attend, operands, mask)
+  expected = _both(functools.partial(attend, softcap=cap), operands, mask)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
     found,
@@ -91,14 +97,15 @@ def test_what_cudnn_is_told_is_the_reference(kind, alone):
 @pytest.mark.parametrize("length", [64, 300])
 def test_chunks_are_the_reference_forward_and_backward(length):
   operands, mask = _operands(length), _packed(length, window=90)
+  extras = dict(softcap=3.0, slopes_N=position.alibi_slopes(N))
 
   def chunked(*x):
-    return attention_kernels.chunked(*x, chunk=64)
+    return attention_kernels.chunked(*x, chunk=64, **extras)
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6),
     _both(chunked, operands, mask),
-    _both(attend, operands, mask),
+    _both(functools.partial(attend, **extras), operands, mask),
   )
 
 
@@ -174,21 +181,40 @@ def test_what_is_asked_for_and_cannot_run_is_an_error(kernel):
 
 
 @pytest.mark.parametrize(
-  ("platform", "length", "d_head", "dtype", "chosen"),
+  ("platform", "length", "d_head", "dtype", "extras", "chosen"),
   [
-    ("tpu", 4096, 128, "float32", "splash"),
-    ("tpu", 4096, 64, "bfloat16", "splash"),
-    ("tpu", 4000, 128, "bfloat16", "reference"),
-    ("tpu", 4096, 48, "bfloat16", "reference"),
-    ("cpu", 4096, 128, "bfloat16", "reference"),
-    ("gpu", 4000, 48, "bfloat16", "cudnn"),
-    ("gpu", 4096, 128, "float32", "reference"),
-    ("gpu", 4096, 512, "float16", "reference"),
+    ("tpu", 4096, 128, "float32", (), "splash"),
+    ("tpu", 4096, 64, "bfloat16", (), "splash"),
+    ("tpu", 4096, 64, "bfloat16", ("softcap",), "splash"),
+    ("tpu", 4096, 64, "bfloat16", ("alibi",), "reference"),
+    ("tpu", 4000, 128, "bfloat16", (), "reference"),
+    ("tpu", 4096, 48, "bfloat16", (), "reference"),
+    ("cpu", 4096, 128, "bfloat16", (), "reference"),
+    ("gpu", 4000, 48, "bfloat16", (), "cudnn"),
+    ("gpu", 4000, 48, "bfloat16", ("softcap",), "reference"),
+    ("gpu", 4096, 128, "float32", (), "reference"),
+    ("gpu", 4096, 512, "float16", (), "reference"),
   ],
 )
 def test_auto_says_what_it_takes(
-  platform, length, d_head, dtype, chosen, monkeypatch
+  platform, length, d_head, dtype, extras, chosen, monkeypatch
 ):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  found = attention_kernels.choose(length=length, d_head=d_head, dtype=dtype)
+  found = attention_kernels.choose(
+    length=length, d_head=d_head, dtype=dtype, extras=extras
+  )
   assert found == chosen
+
+
+def test_no_kernel_drops_what_a_model_asks_for(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  model = cases.CASES["bloom"]
+  extras = attention_kernels.extras_of(model)
+  with (
+    _alone("splash").use(),
+    pytest.raises(ValueError, match="splash.*no alibi.*Give 'chunked'"),
+  ):
+    monkeypatch.setattr(rules, "platform", lambda: "tpu")
+    attention_kernels.choose(
+      length=4096, d_head=64, dtype=model.dtype, extras=extras
+    )

@@ -3,10 +3,18 @@
 import pytest
 
 from configs import fields
-from models import gpt, llama
+from models import falcon, gemma, gpt, llama, neox, phi3
+from models.layers.position import Scaling
 
 LLAMA = llama.PRESETS["3m"]
 GPT = gpt.PRESETS["gpt2_124m"]
+NEOX = neox.PRESETS["pythia_70m"]
+FALCON = falcon.PRESETS["falcon_7b"]
+GEMMA = gemma.PRESETS["gemma_2b"]
+PHI3 = phi3.PRESETS["phi4"]
+ONE_PAIR = Scaling(
+  kind="longrope", factor=2.0, original_length=64, short=(1.0,), long=(2.0,)
+)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +32,7 @@ GPT = gpt.PRESETS["gpt2_124m"]
     (LLAMA, dict(pattern=("sliding",))),
     (LLAMA, dict(window=16)),
     (LLAMA, dict(window=0, pattern=("sliding",))),
-    (LLAMA, dict(n_layers=3, window=4, pattern=("sliding", "full"))),
+    (LLAMA, dict(pattern=("full",) * 7)),
     (LLAMA, dict(dtype="float8")),
     (LLAMA, dict(remat="most")),
     (LLAMA, dict(dropout=1.0)),
@@ -32,6 +40,12 @@ GPT = gpt.PRESETS["gpt2_124m"]
     (GPT, dict(n_heads=0)),
     (GPT, dict(activation="swish")),
     (GPT, dict(dropout=-0.1)),
+    (NEOX, dict(rotary_share=0.01)),
+    (NEOX, dict(branches="shared")),
+    (FALCON, dict(n_kv_heads=2)),
+    (GEMMA, dict(local_theta=1e4)),
+    (GEMMA, dict(softcap=0.0)),
+    (PHI3, dict(rope_scaling=ONE_PAIR)),
   ],
   ids=lambda x: str(x) if isinstance(x, dict) else type(x).__module__,
 )

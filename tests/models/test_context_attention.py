@@ -12,12 +12,19 @@ import pytest
 from jax import numpy as jnp
 
 from models import attention_kernels, context_attention
+from models.layers import position
 from models.layers.mask import Mask
 from models.layers.reference import attend
 from sharding import context, mesh, rules
 
 B, T, N, K, H = 4, 64, 8, 4, 8
-KINDS = {"full": {}, "window": {"window": 9}, "both ways": {"causal": False}}
+KINDS = {
+  "full": {},
+  "window": {"window": 9},
+  "both ways": {"causal": False},
+  "capped": {},
+}
+EXTRAS = {"capped": dict(softcap=2.0, slopes_N=position.alibi_slopes(N))}
 
 
 def _mask(length=T, **kind):
@@ -59,7 +66,8 @@ def _both(kernel, operands, mask, alive=None):
 
 @functools.cache
 def _expected(kind):
-  return jax.device_get(_both(attend, _operands(), _mask(**KINDS[kind])))
+  kernel = functools.partial(attend, **EXTRAS.get(kind, {}))
+  return jax.device_get(_both(kernel, _operands(), _mask(**KINDS[kind])))
 
 
 def _in_order(layout, run, operands, mask):
@@ -88,15 +96,17 @@ def _in_order(layout, run, operands, mask):
       ("full", "window"),
     ),
     ("ring", "zigzag", "both ways"),
+    ("ring", "zigzag", "capped"),
+    ("gather", "zigzag", "capped"),
+    ("ulysses", "contiguous", "capped"),
   ],
 )
 def test_every_exchange_is_the_reference(monkeypatch, exchange, order, kind):
   """Values and gradients; blocks of 5 cut the 16 columns of a shard unevenly."""
   monkeypatch.setattr(context_attention, "BLOCK", 5)
   layout = _layout("chunked", exchange, order)
-  found = _in_order(
-    layout, attention_kernels.run, _operands(), _mask(**KINDS[kind])
-  )
+  run = functools.partial(attention_kernels.run, **EXTRAS.get(kind, {}))
+  found = _in_order(layout, run, _operands(), _mask(**KINDS[kind]))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6),
     found,
@@ -109,12 +119,13 @@ def test_every_exchange_is_the_reference(monkeypatch, exchange, order, kind):
 def test_heads_are_split_beside_positions(exchange):
   layout = _layout("reference", exchange, data=1, context=4, tensor=2)
   mask, operands = _mask(), _operands()
+  run = functools.partial(attention_kernels.run, **EXTRAS["capped"])
   if exchange == "ulysses":  # four kv heads over eight shards
     layout = _layout("reference", exchange, data=2, context=2, tensor=2)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6),
-    _in_order(layout, attention_kernels.run, operands, mask),
-    _expected("full"),
+    _in_order(layout, run, operands, mask),
+    _expected("capped"),
   )
 
 

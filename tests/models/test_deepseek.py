@@ -62,9 +62,7 @@ def test_the_token_after_next_is_predicted_as_the_paper_says(trained, batch):
   )
   side = stack.Side(
     mask.of_tokens(batch.positions, batch.segment_ids),
-    deepseek.position.rotary(
-      batch.positions, 4, AHEAD.rope_theta, AHEAD.rope_scaling
-    ),
+    model.rotary(batch.positions),
   )
   block = deepseek.Block(AHEAD, "experts")  # proved by the parity
   run = jax.jit(lambda p, x: block.apply({"params": p}, x, side)[0])

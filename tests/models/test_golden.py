@@ -15,7 +15,13 @@ def stored():
   return cases.stored()
 
 
-@pytest.mark.parametrize("name", cases.CASES)
+NAMES = [
+  pytest.param(name, marks=pytest.mark.slow) if name in cases.VARIANTS else name
+  for name in cases.CASES
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_and_gradients_are_the_stored_ones(name, stored):
   config, batch = cases.CASES[name], cases.batch(cases.CASES[name])
   np.testing.assert_array_equal(batch.tokens, stored[f"{name}/tokens"])

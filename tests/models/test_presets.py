@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from models import deepseek, families, flops, gpt, llama, mixtral
+from configs import fields
+from models import families, flops, gpt, llama, mixtral
 
-# Counted from the published checkpoints.
+# Counted from the published checkpoints, or from their classes at these sizes.
 N_PARAMS = {
   "smollm2_135m": 134_515_008,
   "llama1_7b": 6_738_415_616,
@@ -34,10 +35,65 @@ N_PARAMS = {
   "gpt2_355m": 354_823_168,
   "gpt2_774m": 774_030_080,
   "gpt2_1558m": 1_557_611_200,
+  "smollm3_3b": 3_075_098_624,
+  "qwen1_5_moe_a2_7b": 14_315_784_192,
+  "qwen2_57b_a14b": 57_408_658_944,
+  "gemma_2b": 2_506_172_416,
+  "gemma_7b": 8_537_680_896,
+  "gemma2_2b": 2_614_341_888,
+  "gemma2_9b": 9_241_705_984,
+  "gemma2_27b": 27_227_128_320,
+  "gemma3_270m": 268_098_176,
+  "gemma3_1b": 999_885_952,
+  "gemma3_4b": 3_880_263_168,
+  "gemma3_12b": 11_766_034_176,
+  "gemma3_27b": 27_009_346_304,
+  "olmo2_1b": 1_484_916_736,
+  "olmo2_7b": 7_298_617_344,
+  "olmo2_13b": 13_716_198_400,
+  "olmo2_32b": 32_234_279_936,
+  "phi3_mini_4k": 3_821_079_552,
+  "phi3_medium_4k": 13_960_238_080,
+  "phi4": 14_659_507_200,
+  "stablelm_3b_4e1t": 2_795_443_200,
+  "stablelm2_1_6b": 1_644_515_328,
+  "pythia_70m": 70_426_624,
+  "pythia_160m": 162_322_944,
+  "pythia_410m": 405_334_016,
+  "pythia_1b": 1_011_781_632,
+  "pythia_1_4b": 1_414_647_808,
+  "pythia_2_8b": 2_775_208_960,
+  "pythia_6_9b": 6_857_302_016,
+  "pythia_12b": 11_846_072_320,
+  "gpt_neox_20b": 20_554_567_680,
+  "opt_125m": 125_239_296,
+  "opt_1_3b": 1_315_758_080,
+  "opt_2_7b": 2_651_596_800,
+  "opt_6_7b": 6_658_473_984,
+  "opt_13b": 12_853_473_280,
+  "opt_30b": 29_974_540_288,
+  "opt_66b": 65_719_701_504,
+  "bloom_560m": 559_214_592,
+  "bloom_1b1": 1_065_314_304,
+  "bloom_1b7": 1_722_408_960,
+  "bloom_3b": 3_002_557_440,
+  "bloom_7b1": 7_069_016_064,
+  "bloom": 176_247_271_424,
+  "mpt_7b": 6_649_286_656,
+  "falcon_7b": 6_921_720_704,
+  "falcon_40b": 41_303_293_952,
+  "mamba2_130m": 128_989_632,
+  "mamba2_370m": 368_346_624,
+  "mamba2_780m": 780_161_280,
+  "mamba2_1_3b": 1_343_757_312,
+  "mamba2_2_7b": 2_702_599_680,
+  "codestral_mamba_7b": 7_285_403_648,
 }
 PRESETS = {
-  **llama.PRESETS, **gpt.PRESETS, **mixtral.PRESETS, **deepseek.PRESETS
-}  # fmt: skip
+  name: preset
+  for family in families.FAMILIES.values()
+  for name, preset in fields.presets(family).items()
+}
 OURS = {"3m", "15m", "110m", "9m", "5m"}
 
 

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from benchmarks.parity import cases
 from models import families, gpt, llama
-from models.layers import mask, position, stack
+from models.layers import mask, stack
 
 LLAMA = cases.CASES["llama"]
 PATTERNED = dataclasses.replace(
@@ -100,7 +100,7 @@ def test_a_pattern_is_its_blocks_one_by_one():
   )
   side = stack.Side(
     mask.of_tokens(batch.positions, batch.segment_ids),
-    position.rotary(batch.positions, PATTERNED.d_head, PATTERNED.rope_theta),
+    llama.Model(PATTERNED).rotary(batch.positions),
   )
   x = jnp.float32(np.random.default_rng(0).normal(size=(2, 16, 32)))
   layers = stack.Stack(llama.Block, PATTERNED, 4, PATTERNED.pattern)
@@ -115,6 +115,19 @@ def test_a_pattern_is_its_blocks_one_by_one():
   for i, block in enumerate((sliding, full, sliding, full)):
     x = block(by_hand[f"layer_{i}"], x)
   np.testing.assert_allclose(got, x, rtol=0, atol=1e-6 * np.abs(x).max())
+
+
+def test_a_last_repetition_may_be_cut_short():
+  """Sliding, full, sliding: scanned, then one by one, as unrolled."""
+  config = dataclasses.replace(PATTERNED, n_layers=3)
+  params = cases.params(config)
+  assert {*params["stack"]} == {"layers", "layer_2"}
+  logits, _ = cases.run(config, params)
+  flat = {**params, "stack": stack.unstack(params["stack"])}
+  unrolled, _ = cases.run(dataclasses.replace(config, scanned=False), flat)
+  np.testing.assert_allclose(logits, unrolled, rtol=0, atol=1e-5)
+  back = stack.stack(flat["stack"], n_pattern=2)
+  jax.tree.map(np.testing.assert_array_equal, back, params["stack"])
 
 
 DROPPING = gpt.Config(
@@ -153,7 +166,7 @@ def dropper(config, deterministic=False):
     out, _ = layers.apply(
       {"params": params},
       jnp.zeros((2, 8, 16)),
-      stack.Side(seen, None, deterministic),
+      stack.Side(seen, {}, deterministic),
       rngs={"dropout": jax.random.key(seed)},
     )
     kept = out if deterministic else out / 2  # what is kept counts double

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from models import families
 from train.objectives import lm
 
 B, T, D, V = 3, 11, 8, 23
@@ -24,9 +25,10 @@ def text():
   )
 
 
-def _plain(hidden, head, targets, weights, z_loss, smoothing):
+def _plain(hidden, head, targets, weights, z_loss, smoothing, cap):
   """Softmax, one-hot, logarithm: as the papers write it."""
   logits = hidden @ head.T
+  logits = logits if cap is None else cap * jnp.tanh(logits / cap)
   z = jnp.exp(logits).sum(-1, keepdims=True)
   p = jnp.exp(logits) / z
   wanted = jax.nn.one_hot(targets, V) * (1 - smoothing) + smoothing / V
@@ -35,9 +37,11 @@ def _plain(hidden, head, targets, weights, z_loss, smoothing):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
-@pytest.mark.parametrize("z_loss, smoothing", [(0.0, 0.0), (1e-2, 0.1)])
+@pytest.mark.parametrize(
+  "z_loss, smoothing, cap", [(0.0, 0.0, None), (1e-2, 0.1, 3.0)]
+)
 def test_chunks_give_the_plain_loss_and_gradient(
-  text, chunk, z_loss, smoothing
+  text, chunk, z_loss, smoothing, cap
 ):
   config = lm.Config(
     z_loss=z_loss, label_smoothing=smoothing, chunk_tokens=chunk
@@ -46,7 +50,7 @@ def test_chunks_give_the_plain_loss_and_gradient(
   def ours(hidden, head):
     both = lm.cross_entropy(
       config,
-      jnp.dtype("float32"),
+      families.Scoring(jnp.dtype("float32"), cap),
       hidden,
       head,
       text["targets"],
@@ -55,7 +59,7 @@ def test_chunks_give_the_plain_loss_and_gradient(
     return 2 * both[0]  # a cotangent that is not one
 
   def plain(hidden, head):
-    rest = text["targets"], text["weights"], z_loss, smoothing
+    rest = text["targets"], text["weights"], z_loss, smoothing, cap
     return 2 * _plain(hidden, head, *rest)
 
   args = text["hidden"], text["head"]
@@ -67,7 +71,9 @@ def test_chunks_give_the_plain_loss_and_gradient(
 
 
 def test_sums_to_report(text):
-  _, sums = lm.cross_entropy(lm.Config(), jnp.dtype("float32"), **text)
+  _, sums = lm.cross_entropy(
+    lm.Config(), families.Scoring(jnp.dtype("float32")), **text
+  )
   logits = np.asarray(text["hidden"] @ text["head"].T, np.float64)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   targets, weights = np.asarray(text["targets"]), np.asarray(text["weights"])
@@ -81,7 +87,7 @@ def test_a_uniform_model_has_the_loss_log_v(text):
   weights = jnp.ones((B, T))
   loss, _ = lm.cross_entropy(
     lm.Config(chunk_tokens=4),
-    jnp.dtype("float32"),
+    families.Scoring(jnp.dtype("float32")),
     jnp.zeros((B, T, D)),
     text["head"],
     text["targets"],
@@ -102,7 +108,8 @@ def test_the_logits_of_all_tokens_are_never_held():
       jax.ShapeDtypeStruct((1, n_tokens), i32),
       jax.ShapeDtypeStruct((1, n_tokens), f32),
     )
-    loss = lambda *a: lm.cross_entropy(config, jnp.dtype(f32), *a)[0]  # noqa: E731
+    how = families.Scoring(jnp.dtype(f32))
+    loss = lambda *a: lm.cross_entropy(config, how, *a)[0]  # noqa: E731
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*args).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -114,8 +121,8 @@ def test_the_logits_of_all_tokens_are_never_held():
 def test_weights_decide_what_counts(text):
   other = dict(text, targets=jnp.where(text["weights"] > 0, text["targets"], 0))
   config, dtype = lm.Config(), jnp.dtype("float32")
-  ours = lm.cross_entropy(config, dtype, **text)[0]
-  assert ours == lm.cross_entropy(config, dtype, **other)[0]
+  ours = lm.cross_entropy(config, families.Scoring(dtype), **text)[0]
+  assert ours == lm.cross_entropy(config, families.Scoring(dtype), **other)[0]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
       length=config.batch.length,
       d_head=config.model.d_head,
       dtype=config.model.dtype,
+      extras=attention_kernels.extras_of(config.model),
     )
   return Setup(layout, config.model, opened, config.batch, kernel)
 

@@ -108,9 +108,16 @@ class Cut:
     """The cut of a model.
 
     Raises:
-      ValueError: there are more chunks than layers to put in.
+      ValueError: there are more chunks than layers to put in, or the last
+        repetition of the pattern is cut short.
     """
-    n_layers = model.n_layers // len(model.pattern)
+    n_layers, rest = divmod(model.n_layers, len(model.pattern))
+    if rest:
+      raise ValueError(
+        f"n_layers={model.n_layers} is not a multiple of the "
+        f"{len(model.pattern)} layers of the pattern, whose repetitions stages "
+        "share: give mesh.stage=1."
+      )
     if n_layers < n_chunks:
       raise ValueError(
         f"{n_layers} layers (repetitions of the pattern) do not fill {n_chunks} "

@@ -21,7 +21,7 @@ from configs import fields
 from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
 from models import families
-from models.weights import Weight, einsum
+from models.weights import Weight
 from sharding import rules
 from sharding.rules import constrain
 
@@ -62,9 +62,9 @@ def make(config: Config, model: families.Config):
       rngs=None if key is None else {"dropout": key},
       mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
     )
-    dtype, head = jnp.dtype(model.dtype), families.whole_head(model, params)
+    how, head = families.scoring(model), families.whole_head(model, params)
     loss, sums = cross_entropy(
-      config, dtype, hidden_BTD, head, batch.targets, batch.weights
+      config, how, hidden_BTD, head, batch.targets, batch.weights
     )
     weight = batch.weights.sum()
     metrics = {name: (s, weight) for name, s in sums.items()} | figures(sown)
@@ -72,7 +72,7 @@ def make(config: Config, model: families.Config):
       (hidden_BTD,) = sown["ahead"]["hidden"]
       targets, weights = one_further(batch)
       further, sums = cross_entropy(
-        config, dtype, hidden_BTD, head, targets, weights
+        config, how, hidden_BTD, head, targets, weights
       )
       loss += config.ahead_weight * further
       metrics["ahead_loss"] = (sums["loss"], weights.sum())
@@ -116,7 +116,7 @@ def figures(sown: Any) -> dict[str, tuple[Array, Array]]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def cross_entropy(
   config: Config,
-  dtype: jnp.dtype,
+  how: families.Scoring,
   hidden: Float[Array, "B T D"],
   head: Weight,
   targets: Int[Array, "B T"],
@@ -132,7 +132,7 @@ def cross_entropy(
   def on_shard(rows, head):
     def add(total, chunk):
       hidden_BUD, targets_BU, weights_BU = chunk
-      logits = _logits(hidden_BUD, head, dtype)
+      logits = families.score(how, hidden_BUD, head)
       sums, _ = _chunk(config, logits, targets_BU, weights_BU)
       return jax.tree.map(jnp.add, total, sums), None
 
@@ -144,7 +144,7 @@ def cross_entropy(
   return sums.pop("objective"), sums
 
 
-def _forward(config, dtype, hidden, head, targets, weights):
+def _forward(config, how, hidden, head, targets, weights):
   """Each shard adds up its own gradient of the head: the shards add up theirs
   once, not once a chunk.
   """
@@ -154,7 +154,7 @@ def _forward(config, dtype, hidden, head, targets, weights):
       total, grad_head = carry
       hidden_BUD, targets_BU, weights_BU = chunk
       logits, pull = jax.vjp(
-        lambda h, w: _logits(h, w, dtype), hidden_BUD, head
+        lambda h, w: families.score(how, h, w), hidden_BUD, head
       )
       sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
       grad_hidden, grad = pull(grad_logits)
@@ -185,7 +185,7 @@ def _forward(config, dtype, hidden, head, targets, weights):
   return (sums.pop("objective"), sums), saved
 
 
-def _backward(config, dtype, saved, cotangents):
+def _backward(config, how, saved, cotangents):
   g, _ = cotangents  # of the loss; what is only reported has none
   grads = jax.tree.map(lambda x: (g * x).astype(x.dtype), saved)
   return *grads, None, None
@@ -223,12 +223,6 @@ def _chunks(config: Config, *arrays: Array) -> tuple[Array, ...]:
     return jnp.moveaxis(x, 1, 0)
 
   return tuple(split(x) for x in arrays)
-
-
-def _logits(
-  hidden: Float[Array, "B U D"], head: Weight, dtype: jnp.dtype
-) -> Float[Array, "B U V"]:
-  return einsum("BUD,VD->BUV", hidden, head, dtype, jnp.float32)
 
 
 def _chunk(
