@@ -27,6 +27,7 @@ from models.layers.latent import LatentAttention
 from models.layers.moe import Config as ExpertsConfig
 from models.layers.norm import RMSNorm
 from models.weights import einsum
+from sharding import context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,9 +198,7 @@ class Model(nn.Module):
     if c.ahead and self.is_mutable_collection("ahead"):
       # Behind the last token of a segment comes another's: nothing is asked of
       # that place.
-      following = lookup(
-        table, jnp.roll(tokens, -1, axis=1), jnp.dtype(c.dtype)
-      )
+      following = lookup(table, context.following(tokens), jnp.dtype(c.dtype))
       self.sow(
         "ahead", "hidden", Ahead(c, name="ahead")(hidden, following, side)
       )

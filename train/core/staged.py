@@ -110,7 +110,8 @@ class Cut:
     Raises:
       ValueError: there are more chunks than layers to put in.
     """
-    n_layers = model.n_layers // len(model.pattern)
+    layers = families.abstract(model)["stack"]["layers"]
+    n_layers = len(jax.tree.leaves(layers)[0])
     if n_layers < n_chunks:
       raise ValueError(
         f"{n_layers} layers (repetitions of the pattern) do not fill {n_chunks} "
@@ -138,6 +139,8 @@ class Cut:
     def arrange(x):
       if not self.live.all():
         x = x[places.reshape(-1)]
+        live = self.live.reshape(-1, *(1,) * (x.ndim - 1))
+        x = jnp.where(live, x, jax.lax.stop_gradient(x))
       shape = -1, n_stages, places.shape[1], *x.shape[1:]
       return x.reshape(shape).swapaxes(0, 1)
 
@@ -153,10 +156,11 @@ class _Reached(Exception):  # noqa: N818
 
 
 def _at_layers(objective: Objective, function: Callable, *args) -> Any:
-  """Runs objective(*args) with function(module, x, side) for its layers."""
+  """Runs objective(*args) with function(module, x, side) for `stack`."""
 
   def intercept(call, inputs, options, context):
-    if not isinstance(context.module, stack.Stack):
+    # Others run where they stand: the first layers of DeepSeek, and its last.
+    if context.module.path != ("stack",):
       return call(*inputs, **options)
     return function(context.module, *inputs)
 

@@ -1,0 +1,235 @@
+"""Two steps on every mesh beside two steps on one device.
+
+    python -m benchmarks.parity.meshes                    all cells; some 25 minutes
+    python -m benchmarks.parity.meshes --filter=zigzag    those whose name has it
+
+Eight virtual CPU devices, fp32. Of each cell (benchmarks/parity/cells.py) are
+compared: the loss and whatever else is reported, the gradient norm, the updated
+parameters and the momentum, each with `LIMIT`. Without a filter the table goes
+to benchmarks/parity/README.md. The last line is JSON: cells, worst (the largest
+difference, and whose), failed (names and why); exits with 1 where one failed.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+
+from benchmarks.parity import cells, page
+from benchmarks.parity.cells import Cell
+from data.batch import Batch
+from models import families
+from sharding import context, mesh, report, rules
+from sharding.pipeline import Config as Pipeline
+from train.core import loop, optim, precision, schedule, staged, state, step
+from train.objectives import lm
+
+LIMIT = 1e-5  # of what is compared, relative
+# Of parameters and momentum, relative to the largest of a leaf; what is smaller
+# than this counts as this: some gradients are zero but for rounding.
+FLOOR = 1e-3
+
+_FILTER = flags.DEFINE_string("filter", "", "runs the cells whose name has it")
+_JOBS = flags.DEFINE_integer("jobs", 2, "processes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """The last state, its metrics, and the compiled step."""
+
+  state: state.TrainState
+  metrics: dict[str, float]
+  compiled: Any
+
+
+def place(config: mesh.Config | None) -> rules.Layout:
+  """The layout of a mesh; None: of one device."""
+  if config is None:
+    alone = mesh.make(mesh.Config(data=1), jax.devices()[:1])
+    return rules.make(alone, "dp")
+  return rules.make(mesh.make(config), *config.settings)
+
+
+def run(
+  model: families.Config,
+  batch: Batch,
+  config: mesh.Config | None = None,
+  *,
+  n_steps: int = 2,
+  n_micro: int = 1,
+  optimizer: optim.Config | None = None,
+  seed: int = 3,
+) -> Outcome:
+  """A few steps on one batch.
+
+  Args:
+    model: what is trained; begins at the same parameters on every mesh.
+    batch: of all devices, its columns in order.
+    config: of the mesh; None: one device.
+    n_steps: how many.
+    n_micro: parts of the batch, through the stages where there are any.
+    optimizer: SGD with momentum where None: linear in the gradient, as Adam
+      would blow up the noise of tiny ones.
+    seed: of parameters and dropout.
+  """
+  layout = place(config)
+  axes = families.axes(model)
+  chosen = optimizer or optim.CONFIGS["sgd"](lr=0.3, momentum=0.9, clip=0.5)
+  transform = optim.make(
+    chosen, schedule.make(schedule.CONFIGS["constant"](), 10), axes
+  )
+  if model.dtype == "float16":
+    transform = precision.wrap(transform, precision.Config())
+  ahead_weight = 0.3 if getattr(model, "ahead", False) else 0.0
+  loss = lm.Config(chunk_tokens=8, z_loss=1e-3, ahead_weight=ahead_weight)
+  how = config.pipeline if config else None
+  update = step.make(
+    staged.make(lm.make(loss, model), model, layout, n_micro, how),
+    transform,
+    n_micro=n_micro if layout.n_stages == 1 else 1,
+    seed=seed,
+    axes=axes,
+    grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
+  )
+  # Moved there, not made there: compiling `init` would take half the time.
+  first = jax.device_get(state.start(_initial(model, seed), transform))
+  places = state.shardings(model, transform, layout)
+  last = jax.device_put(first, places)
+  columns = context.columns(layout, batch.tokens.shape[1])
+  batch = jax.tree.map(lambda x: x[:, columns], batch)
+  batch = jax.device_put(batch, layout.batch)
+  compiled, _ = loop.compile_step(update, last, batch, layout)
+  for _ in range(n_steps):
+    last, metrics, _ = compiled(last, batch)
+  report.check(last, places)
+  return Outcome(last, loop.divide([metrics]), compiled)
+
+
+@functools.cache
+def _initial(model: families.Config, seed: int) -> families.Params:
+  return jax.device_get(families.init(model, jax.random.key(seed)))
+
+
+def differences(there: Outcome, here: Outcome) -> dict[str, float]:
+  """How far two outcomes are apart, relative, by the name of what is compared.
+
+  Raises:
+    ValueError: they do not report the same.
+  """
+  if there.metrics.keys() != here.metrics.keys():
+    raise ValueError(
+      f"one reports {sorted(there.metrics)}, the other {sorted(here.metrics)}."
+    )
+  found = {
+    name: abs(there.metrics[name] - value) / (abs(value) or 1.0)
+    for name, value in here.metrics.items()
+  }
+  trace = functools.partial(optax.tree.get, key="trace")
+  found["parameters"] = _apart(there.state.params, here.state.params)
+  found["momentum"] = _apart(
+    trace(there.state.opt_state), trace(here.state.opt_state)
+  )
+  return found
+
+
+def _apart(there: Any, here: Any) -> float:
+  def of_leaf(a, b):
+    return np.abs(a - b).max() / max(np.abs(b).max(), FLOOR)
+
+  pairs = jax.device_get((there, here))
+  return float(max(jax.tree.leaves(jax.tree.map(of_leaf, *pairs))))
+
+
+def compare(cell: Cell) -> dict[str, float]:
+  """The differences of a cell from the same parts on one device."""
+  there = run(
+    cell.model, cells.batch(cell.is_packed), cell.mesh, n_micro=cell.n_micro
+  )
+  return differences(there, alone(cell.model, cell.is_packed, cell.n_micro))
+
+
+@functools.cache
+def alone(model: families.Config, is_packed: bool, n_micro: int) -> Outcome:
+  """What one device gets."""
+  found = run(model, cells.batch(is_packed), n_micro=n_micro)
+  return dataclasses.replace(found, state=jax.device_get(found.state))
+
+
+def judge(cell: Cell) -> page.Result:
+  """Compares a cell, and catches what goes wrong with it."""
+  try:
+    found = compare(cell)
+  except Exception as error:
+    why = f"{type(error).__name__}: {error}"
+    return page.Result(cell, "", float("inf"), why[:500])
+  name = max(found, key=lambda n: (not found[n] <= LIMIT, found[n]))
+  why = "" if found[name] <= LIMIT else f"{name} {found[name]:.1e}"
+  return page.Result(cell, name, found[name], why)
+
+
+def _prepare() -> None:
+  """Of each process: eight devices, and programs that compile fast."""
+  flag = f"--xla_force_host_platform_device_count={cells.N_DEVICES}"
+  patient = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+  os.environ["XLA_FLAGS"] = f"{flag} {patient}"
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _results(chosen: list[Cell]) -> Iterator[page.Result]:
+  """As they come; families stay together, whose one device is run once."""
+  with concurrent.futures.ProcessPoolExecutor(
+    _JOBS.value, multiprocessing.get_context("spawn"), _prepare
+  ) as pool:
+    todo = [pool.submit(judge, cell) for cell in chosen]
+    for done in concurrent.futures.as_completed(todo):
+      yield done.result()
+
+
+def main(argv: list[str]) -> None:
+  """Runs the cells, prints as they come, writes the page."""
+  del argv
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # of the processes: no XLA warnings
+  chosen = [c for c in cells.every() if _FILTER.value in c.name]
+  chosen.sort(key=lambda c: (c.family, c.is_packed, c.n_micro, str(c.model)))
+  start, results = time.monotonic(), []
+  for result in _results(chosen):
+    results.append(result)
+    took = time.monotonic() - start
+    left = round(took / len(results) * (len(chosen) - len(results)))
+    print(
+      f"{len(results):>4}/{len(chosen)}  left {left // 60}:{left % 60:02}"
+      f"  {result.worst:.1e}  {result.cell.name}  {result.why}",
+      flush=True,
+    )
+  failed = {r.cell.name: r.why for r in results if r.why}
+  worst = max(results, key=lambda r: r.worst, default=None)
+  if not _FILTER.value and not failed:
+    page.write(results, cells.refused())
+  print(
+    json.dumps(
+      {
+        "cells": len(results),
+        "worst": worst and worst.worst,
+        "whose": worst and f"{worst.name} of {worst.cell.name}",
+        "seconds": round(time.monotonic() - start),
+        "failed": failed,
+      }
+    )
+  )
+  sys.exit(bool(failed) or not results)
+
+
+if __name__ == "__main__":
+  app.run(main)
