@@ -1,7 +1,7 @@
 """What every mesh is compared on: tiny models, meshes of eight, options.
 
 A cell is a family on a mesh, with rows that are packed or not, in so many parts.
-The product of families and meshes is whole; what else a mesh leaves open (the
+Of families and meshes the product is taken (`_TABLES` says where not); what else a mesh leaves open (the
 exchange and order of split rows, the schedule of stages, packing, parts) is
 drawn for each cell by its name. The product for Llama is whole in these too.
 """
@@ -135,6 +135,12 @@ _BASES: dict[str, dict[int, dict[str, int]]] = {
     2: dict(expert=2),
   },
 }
+# Families that compile for long, or that are another one's kin, take a few.
+_TABLES = {
+  "windows": ("zero1", "fsdp", "fsdp_tensor"),
+  "deepseek v2": ("zero2", "fsdp_tensor", "expert"),
+  "deepseek v3": ("dp", "fsdp", "expert_tensor"),
+}
 _BESIDE: tuple[dict[str, int], ...] = (
   {},
   dict(replica=2),
@@ -228,7 +234,7 @@ class Cell:
 def every() -> tuple[Cell, ...]:
   """All cells."""
   found = []
-  for family, (table, sizes) in itertools.product(FAMILIES, _meshes()):
+  for family, table, sizes in _meshes():
     drawn = _options(family, table, sizes)
     random.Random(f"{family} {table} {sizes}").shuffle(drawn)
     found += itertools.islice((c for c in drawn if not c.refusal), 1)
@@ -245,7 +251,7 @@ def refused() -> dict[str, str]:
       rules.make(cell._abstract(), table)
     except ValueError as error:
       found[f"{table}: {axis}={N_DEVICES}"] = str(error)
-  for family, (table, sizes) in itertools.product(FAMILIES, _meshes()):
+  for family, table, sizes in _meshes():
     for cell in _options(family, table, sizes):
       if cell.refusal:
         found[cell.name] = cell.refusal
@@ -276,10 +282,12 @@ def batch(is_packed: bool) -> Batch:
   )
 
 
-def _meshes() -> list[tuple[str, dict[str, int]]]:
+def _meshes() -> list[tuple[str, str, dict[str, int]]]:
   return [
-    (table, {"data": 1, **base[N_DEVICES // _size(beside)], **beside})
+    (family, table, {"data": 1, **base[N_DEVICES // _size(beside)], **beside})
+    for family in FAMILIES
     for table, base in _BASES.items()
+    if table in _TABLES.get(family, _BASES)
     for beside in _BESIDE + _LONG * (table in _LONG_TABLES)
   ]
 

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from benchmarks.parity import cells, page
+from benchmarks.parity import cases, cells, page
 from benchmarks.parity.cells import Cell
 from data.batch import Batch
 from models import families
@@ -81,7 +81,7 @@ def run(
     n_micro: parts of the batch, through the stages where there are any.
     optimizer: SGD with momentum where None: linear in the gradient, as Adam
       would blow up the noise of tiny ones.
-    seed: of parameters and dropout.
+    seed: of dropout.
   """
   layout = place(config)
   axes = families.axes(model)
@@ -103,7 +103,7 @@ def run(
     grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
   )
   # Moved there, not made there: compiling `init` would take half the time.
-  first = jax.device_get(state.start(_initial(model, seed), transform))
+  first = jax.device_get(state.start(cases.params(model), transform))
   places = state.shardings(model, transform, layout)
   last = jax.device_put(first, places)
   columns = context.columns(layout, batch.tokens.shape[1])
@@ -114,11 +114,6 @@ def run(
     last, metrics, _ = compiled(last, batch)
   report.check(last, places)
   return Outcome(last, loop.divide([metrics]), compiled)
-
-
-@functools.cache
-def _initial(model: families.Config, seed: int) -> families.Params:
-  return jax.device_get(families.init(model, jax.random.key(seed)))
 
 
 def differences(there: Outcome, here: Outcome) -> dict[str, float]:
@@ -202,7 +197,10 @@ def main(argv: list[str]) -> None:
   del argv
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # of the processes: no XLA warnings
   chosen = [c for c in cells.every() if _FILTER.value in c.name]
-  chosen.sort(key=lambda c: (c.family, c.is_packed, c.n_micro, str(c.model)))
+  order = list(cells.FAMILIES).index
+  chosen.sort(
+    key=lambda c: (order(c.family), c.is_packed, c.n_micro, str(c.model))
+  )
   start, results = time.monotonic(), []
   for result in _results(chosen):
     results.append(result)
