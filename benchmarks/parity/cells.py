@@ -153,7 +153,7 @@ _LONG: tuple[dict[str, int], ...] = (dict(context=4), dict(stage=4))
 _LONG_TABLES = ("fsdp", "fsdp_tensor", "expert")
 _EXCHANGES = ("ring", "gather", "ulysses")
 _ORDERS = ("contiguous", "zigzag")
-_SCHEDULES = {
+SCHEDULES = {
   "gpipe": Pipeline(schedule="gpipe"),
   "1f1b": Pipeline(),
   "circular": Pipeline(schedule="gpipe", n_repeats=2),
@@ -185,7 +185,7 @@ class Cell:
     if self.mesh.context > 1:
       options += [self.mesh.context_exchange, self.mesh.context_order]
     if self.mesh.stage > 1:
-      options += [n for n, how in _SCHEDULES.items() if how == self.how]
+      options += [n for n, how in SCHEDULES.items() if how == self.how]
       options += ["uneven"] * self.is_uneven
     return f"{self.family} | {self.strategy} | {', '.join(options)}"
 
@@ -233,12 +233,17 @@ class Cell:
 @functools.cache
 def every() -> tuple[Cell, ...]:
   """All cells."""
-  found = []
-  for family, table, sizes in _meshes():
-    drawn = _options(family, table, sizes)
-    random.Random(f"{family} {table} {sizes}").shuffle(drawn)
-    found += itertools.islice((c for c in drawn if not c.refusal), 1)
+  found: list[Cell] = []
+  for where in _meshes():
+    found += draw(*where)
   return tuple(dict.fromkeys(found + _wide_cells()))
+
+
+def draw(family: str, table: str, sizes: dict[str, int]) -> list[Cell]:
+  """The cell of a family on a mesh; none where all options are refused."""
+  drawn = _options(family, table, sizes)
+  random.Random(f"{family} {table} {sizes}").shuffle(drawn)
+  return list(itertools.islice((c for c in drawn if not c.refusal), 1))
 
 
 def refused() -> dict[str, str]:
@@ -315,7 +320,7 @@ def _options(family: str, table: str, sizes: dict[str, int]) -> list[Cell]:
     )
     for exchange in _EXCHANGES[: 3 if is_split else 1]
     for order in _ORDERS[: 2 if is_split else 1]
-    for how in (_SCHEDULES.values() if is_cut else [None])
+    for how in (SCHEDULES.values() if is_cut else [None])
     for is_uneven in ((False, True) if is_cut else (False,))
     for n_micro in ((2, 4) if is_cut else (1, 2))
     for is_packed in (True, False)

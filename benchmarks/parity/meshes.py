@@ -31,7 +31,6 @@ from benchmarks.parity.cells import Cell
 from data.batch import Batch
 from models import families
 from sharding import context, mesh, report, rules
-from sharding.pipeline import Config as Pipeline
 from train.core import loop, optim, precision, schedule, staged, state, step
 from train.objectives import lm
 
