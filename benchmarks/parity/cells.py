@@ -230,6 +230,54 @@ class Cell:
     return mesh.abstract(self.mesh, N_DEVICES)
 
 
+_FEW = {
+  "llama": {
+    "dp": [dict(data=8)],
+    "zero1": [dict(data=2, fsdp=4)],
+    "zero2": [dict(data=4, fsdp=2)],
+    "fsdp": [
+      dict(data=1, fsdp=8),
+      dict(data=2, fsdp=2, replica=2),
+      dict(data=1, fsdp=2, stage=4),
+    ],
+    "tensor": [dict(data=4, tensor=2), dict(data=2, tensor=2, stage=2)],
+    "fsdp_tensor": [
+      dict(data=2, fsdp=2, tensor=2),
+      dict(data=1, tensor=2, context=2, stage=2),
+    ],
+  },
+  "windows": {
+    "zero1": [dict(data=2, fsdp=2, context=2)],
+    "fsdp": [dict(data=1, fsdp=2, context=4)],
+    "fsdp_tensor": [dict(data=1, fsdp=2, tensor=2, context=2)],
+  },
+  "gpt": {"fsdp_tensor": [dict(data=2, fsdp=2, tensor=2)]},
+  "mixtral": {
+    "expert": [
+      dict(data=1, fsdp=2, expert=4),
+      dict(data=1, expert=2, context=4),
+    ],
+    "expert_tensor": [dict(data=1, expert=4, tensor=2)],
+  },
+  "mixtral, room": {
+    "dp": [dict(data=8)],
+    "expert": [dict(data=1, fsdp=2, expert=4)],
+    "expert_tensor": [dict(data=1, expert=4, tensor=2)],
+  },
+}
+
+
+def few() -> list[Cell]:
+  """One for every table, and for what else is split; seconds each."""
+  return [
+    cell
+    for family, tables in _FEW.items()
+    for table, found in tables.items()
+    for sizes in found
+    for cell in draw(family, table, sizes)
+  ]
+
+
 @functools.cache
 def every() -> tuple[Cell, ...]:
   """All cells."""

@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +28,21 @@ from absl import app, flags
 
 from benchmarks.parity import cases, cells, page
 from benchmarks.parity.cells import Cell
+from data import pipeline as batches
 from data.batch import Batch
 from models import families
-from sharding import context, mesh, report, rules
-from train.core import loop, optim, precision, schedule, staged, state, step
+from sharding import context, hlo, mesh, report, rules
+from sharding.pipeline import Config as Pipeline
+from train.core import (
+  loop,
+  optim,
+  precision,
+  schedule,
+  setup,
+  staged,
+  state,
+  step,
+)  # fmt: skip
 from train.objectives import lm
 
 LIMIT = 1e-5  # of what is compared, relative
@@ -52,12 +63,14 @@ class Outcome:
   compiled: Any
 
 
-def place(config: mesh.Config | None) -> rules.Layout:
+def place(
+  config: mesh.Config | None, devices: Sequence[jax.Device] | None = None
+) -> rules.Layout:
   """The layout of a mesh; None: of one device."""
   if config is None:
     alone = mesh.make(mesh.Config(data=1), jax.devices()[:1])
     return rules.make(alone, "dp")
-  return rules.make(mesh.make(config), *config.settings)
+  return rules.make(mesh.make(config, devices), *config.settings)
 
 
 def run(
@@ -82,25 +95,8 @@ def run(
       would blow up the noise of tiny ones.
     seed: of dropout.
   """
-  layout = place(config)
-  axes = families.axes(model)
-  chosen = optimizer or optim.CONFIGS["sgd"](lr=0.3, momentum=0.9, clip=0.5)
-  transform = optim.make(
-    chosen, schedule.make(schedule.CONFIGS["constant"](), 10), axes
-  )
-  if model.dtype == "float16":
-    transform = precision.wrap(transform, precision.Config())
-  ahead_weight = 0.3 if getattr(model, "ahead", False) else 0.0
-  loss = lm.Config(chunk_tokens=8, z_loss=1e-3, ahead_weight=ahead_weight)
-  how = config.pipeline if config else None
-  update = step.make(
-    staged.make(lm.make(loss, model), model, layout, n_micro, how),
-    transform,
-    n_micro=n_micro if layout.n_stages == 1 else 1,
-    seed=seed,
-    axes=axes,
-    grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
-  )
+  layout, how = place(config), config and config.pipeline
+  transform, update = _step(model, layout, n_micro, how, optimizer, seed)
   # Moved there, not made there: compiling `init` would take half the time.
   first = jax.device_get(state.start(cases.params(model), transform))
   places = state.shardings(model, transform, layout)
@@ -111,8 +107,66 @@ def run(
   compiled, _ = loop.compile_step(update, last, batch, layout)
   for _ in range(n_steps):
     last, metrics, _ = compiled(last, batch)
-  report.check(last, places)
+  report.check(last, places, limit_bytes=0)
   return Outcome(last, loop.divide([metrics]), compiled)
+
+
+def program(
+  model: families.Config,
+  config: mesh.Config,
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  n_micro: int = 1,
+  chunk_tokens: int = 8,
+) -> hlo.Program:
+  """What a step does on devices that need not be here.
+
+  Args:
+    model: what is trained.
+    config: of the mesh.
+    devices: None: those that are here.
+    n_micro: parts of the batch.
+    chunk_tokens: of a row, whose logits are held at once.
+  """
+  layout = place(config, devices)
+  transform, update = _step(
+    model, layout, n_micro, config.pipeline, chunk_tokens=chunk_tokens
+  )
+  start = state.abstract(model, transform, layout)
+  shape = batches.Config(size=cells.SIZE, length=cells.LENGTH)
+  batch = setup.abstract_batch(shape, layout)
+  compiled, _ = loop.compile_step(update, start, batch, layout)
+  return hlo.read(compiled.as_text(), layout.mesh)
+
+
+def _step(
+  model: families.Config,
+  layout: rules.Layout,
+  n_micro: int,
+  how: Pipeline | None,
+  optimizer: optim.Config | None = None,
+  seed: int = 3,
+  chunk_tokens: int = 8,
+) -> tuple[optax.GradientTransformationExtraArgs, step.Step]:
+  axes = families.axes(model)
+  chosen = optimizer or optim.CONFIGS["sgd"](lr=0.3, momentum=0.9, clip=0.5)
+  transform = optim.make(
+    chosen, schedule.make(schedule.CONFIGS["constant"](), 10), axes
+  )
+  if model.dtype == "float16":
+    transform = precision.wrap(transform, precision.Config())
+  ahead_weight = 0.3 if getattr(model, "ahead", False) else 0.0
+  loss = lm.Config(
+    chunk_tokens=chunk_tokens, z_loss=1e-3, ahead_weight=ahead_weight
+  )
+  return transform, step.make(
+    staged.make(lm.make(loss, model), model, layout, n_micro, how),
+    transform,
+    n_micro=n_micro if layout.n_stages == 1 else 1,
+    seed=seed,
+    axes=axes,
+    grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
+  )
 
 
 def differences(there: Outcome, here: Outcome) -> dict[str, float]:
@@ -145,12 +199,16 @@ def _apart(there: Any, here: Any) -> float:
   return float(max(jax.tree.leaves(jax.tree.map(of_leaf, *pairs))))
 
 
-def compare(cell: Cell) -> dict[str, float]:
+def outcome(cell: Cell) -> Outcome:
+  """What a cell comes to."""
+  rows = cells.batch(cell.is_packed)
+  return run(cell.model, rows, cell.mesh, n_micro=cell.n_micro)
+
+
+def compare(cell: Cell, there: Outcome | None = None) -> dict[str, float]:
   """The differences of a cell from the same parts on one device."""
-  there = run(
-    cell.model, cells.batch(cell.is_packed), cell.mesh, n_micro=cell.n_micro
-  )
-  return differences(there, alone(cell.model, cell.is_packed, cell.n_micro))
+  here = alone(cell.model, cell.is_packed, cell.n_micro)
+  return differences(there or outcome(cell), here)
 
 
 @functools.cache
@@ -172,7 +230,7 @@ def judge(cell: Cell) -> page.Result:
   return page.Result(cell, name, found[name], why)
 
 
-def _prepare() -> None:
+def prepare() -> None:
   """Of each process: eight devices, and programs that compile fast."""
   flag = f"--xla_force_host_platform_device_count={cells.N_DEVICES}"
   patient = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
@@ -184,7 +242,7 @@ def _prepare() -> None:
 def _results(chosen: list[Cell]) -> Iterator[page.Result]:
   """As they come; families stay together, whose one device is run once."""
   with concurrent.futures.ProcessPoolExecutor(
-    _JOBS.value, multiprocessing.get_context("spawn"), _prepare
+    _JOBS.value, multiprocessing.get_context("spawn"), prepare
   ) as pool:
     todo = [pool.submit(judge, cell) for cell in chosen]
     for done in concurrent.futures.as_completed(todo):
