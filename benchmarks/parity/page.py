@@ -18,8 +18,8 @@ and order; where layers are, by some schedule (`--filter=NAME` runs those whose
 name has it). Each makes two steps in fp32, and loss, gradient norm, every other
 figure that is reported, updated parameters and momentum are compared with those
 of one device. Entries are the largest relative difference, in millionths (of
-parameters and momentum: of the largest of a leaf); ten fail. The largest of all
-is {worst:.1f}, of the {name} of {cell}.
+parameters and momentum: of the largest of a leaf); ten fail, of momentum
+thirty. The largest of all is {worst:.1f}, of the {name} of {cell}.
 """
 _REFUSED = """
 ## What is refused
