@@ -5,9 +5,10 @@
 
 Eight virtual CPU devices, fp32. Of each cell (benchmarks/parity/cells.py) are
 compared: the loss and whatever else is reported, the gradient norm, the updated
-parameters (`LIMIT`) and the momentum (`LIMIT_OF_MOMENTUM`). Without a filter the table goes
-to benchmarks/parity/README.md. The last line is JSON: cells, worst (the largest
-difference, and whose), failed (names and why); exits with 1 where one failed.
+parameters (`LIMIT`) and the momentum (`LIMIT_OF_MOMENTUM`). Without a filter,
+and where none failed, the table goes to benchmarks/parity/README.md. The last
+line is JSON: cells, worst and whose, seconds, failed (names and why); exits with
+1 where one failed.
 """
 
 import concurrent.futures
