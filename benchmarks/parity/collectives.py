@@ -33,6 +33,7 @@ def rows(program: hlo.Program) -> Rows:
   found = [
     [c.kind, " x ".join(c.axes), c.count, round(c.wire_bytes)]
     for c in program.collectives
+    if c.wire_bytes  # some are of a device with itself
   ]
   return sorted(found)
 

@@ -61,10 +61,9 @@ def test_the_file_is_as_the_script_writes_it():
   importlib.util.find_spec("libtpu") is None,
   reason="no TPU compilers: make slow installs them",
 )
-@pytest.mark.parametrize("where", collectives.SLICES)
+@pytest.mark.parametrize("where", sorted({*collectives.stored()} - {"cpu"}))
 def test_on_a_slice_travels_what_was_committed(where):
   """In a process of its own: the compilers take one platform alone."""
-  assert where in collectives.stored()
   command = [sys.executable, "-m", "benchmarks.parity.collectives", "--check"]
   done = subprocess.run(
     [*command, f"--on={where}"], capture_output=True, text=True

@@ -132,13 +132,18 @@ def test_one_step_of_sgd_by_hand(tiny, ragged_batch):
 
 
 def test_dropout_differs_between_steps_and_parts(tiny, ragged_batch):
+  """And between devices: N13."""
   model = dataclasses.replace(tiny, dropout=0.5)
   frozen = optim.CONFIGS["sgd"](lr=1e-12, clip=None)
 
-  def run(n_steps, n_micro):
+  def run(n_steps, n_micro, on=None):
     found = meshes.run(
-      model, ragged_batch, n_steps=n_steps, n_micro=n_micro, optimizer=frozen
-    )
+      model, ragged_batch, on, n_steps=n_steps, n_micro=n_micro,
+      optimizer=frozen,
+    )  # fmt: skip
     return found.metrics["loss"]
 
-  assert len({run(1, 1), run(2, 1), run(1, 2)}) == 3
+  alone = run(1, 1)
+  assert len({alone, run(2, 1), run(1, 2)}) == 3
+  # Devices draw their parts of the masks of one.
+  np.testing.assert_allclose(run(1, 1, FSDP), alone, rtol=1e-6)

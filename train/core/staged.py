@@ -108,10 +108,16 @@ class Cut:
     """The cut of a model.
 
     Raises:
-      ValueError: there are more chunks than layers to put in.
+      ValueError: there is no one stack to cut, or there are more chunks than
+        layers to put in.
     """
-    layers = families.abstract(model)["stack"]["layers"]
-    n_layers = len(jax.tree.leaves(layers)[0])
+    params = families.abstract(model)
+    if "layers" not in params.get("stack", {}):
+      raise ValueError(
+        f"mesh.stage cuts one stack of scanned layers, and {families.name(model)} has "
+        f"{', '.join(params)}: give mesh.stage=1."
+      )
+    n_layers = len(jax.tree.leaves(params["stack"]["layers"])[0])
     if n_layers < n_chunks:
       raise ValueError(
         f"{n_layers} layers (repetitions of the pattern) do not fill {n_chunks} "
