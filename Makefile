@@ -1,6 +1,7 @@
 # make demo    raw text to a trained model that writes, on this machine
-# make test    the fast suite             make parity  against transformers
-# make slow    what takes minutes         make lint    ruff
+# make test    the fast suite             make lint    ruff
+# make slow    what takes minutes         make parity  every mesh against one device
+# make parity-hf  against transformers
 # make faults  the full doses of benchmarks/faults: hours
 PYTHON ?= python3
 # Huge pages for what malloc hands out: a step on a CPU writes hundreds of MB of
@@ -17,7 +18,10 @@ demo: .venv/core
 test: .venv/test
 	$(VENV) -m pytest -n 2 -m "not slow and not parity" --durations=10
 
-parity: .venv/parity
+parity: .venv/test
+	$(VENV) -m benchmarks.parity.meshes
+
+parity-hf: .venv/parity
 	$(VENV) -m pytest -m parity
 
 FAULTS := kill preempt disk corrupt data nan hang storm mutants
@@ -50,4 +54,4 @@ lint: .venv/test
 	$(PIP) -e '.[test,parity]'
 	touch $@
 
-.PHONY: demo test parity slow faults lint
+.PHONY: demo test parity parity-hf slow faults lint

@@ -28,6 +28,7 @@ from models.layers.moe import Config as ExpertsConfig
 from models.layers.norm import RMSNorm
 from models.layers.position import Rotary
 from models.weights import Weight, einsum
+from sharding import context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,7 +209,7 @@ class Model(decoder.RotaryModel):
     c = self.config
     if not c.ahead or not self.is_mutable_collection("ahead"):
       return
-    following = lookup(table, jnp.roll(tokens, -1, axis=1), jnp.dtype(c.dtype))
+    following = lookup(table, context.following(tokens), jnp.dtype(c.dtype))
     ahead = Ahead(c, name="ahead")(hidden, following, side)
     self.sow("ahead", "hidden", ahead)
 

@@ -1,5 +1,6 @@
 """The architectures by name, and what is the same for all of them."""
 
+import functools
 import sys
 import typing
 from typing import Any
@@ -67,17 +68,21 @@ def init(config: Config, key: Array) -> Params:
 
 def abstract(config: Config) -> Params:
   """Shapes and types of the parameters; nothing is computed."""
-  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  return meta.unbox(_shapes(config))
 
 
 def axes(config: Config) -> Params:
   """The logical axis names of every parameter, a tuple of names each."""
-  boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
   return jax.tree.map(
     lambda box: box.names,
-    boxed,
+    _shapes(config),
     is_leaf=lambda x: isinstance(x, meta.AxisMetadata),
   )
+
+
+@functools.cache
+def _shapes(config: Config) -> Params:
+  return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
 
 
 def _boxed(config: Config, key: Array) -> Params:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -74,6 +75,21 @@ def columns(layout: Layout, length: int) -> np.ndarray:
   pieces = np.arange(length).reshape(2 * n, -1)
   order = [(i, 2 * n - 1 - i) for i in range(n)]
   return pieces[np.array(order).reshape(-1)].reshape(-1)
+
+
+def following(x: Array) -> Array:
+  """[B, T, ...]: at every place of a row what stands at the next; then zeros.
+
+  The order is that in which the columns lie on the shards.
+  """
+  layout, length = rules.current(), x.shape[1]
+  order = np.arange(length) if layout is None else columns(layout, length)
+  if layout is None or layout.order != "zigzag":
+    moved = jnp.roll(x, -1, axis=1)
+  else:
+    moved = x[:, np.argsort(order)[(order + 1) % length]]
+  has_next = (order < length - 1).reshape(1, -1, *(1,) * (x.ndim - 2))
+  return jnp.where(has_next, moved, jnp.zeros((), x.dtype))
 
 
 def on_shards(

@@ -75,7 +75,7 @@ def on_shards(
     weights: a tree of arrays [E, ...].
   """
   layout = rules.current()
-  if layout is None:
+  if layout is None or layout.shares_no_tokens:
     return function(Group(), rows, weights)
   axes = layout.token_axes
   size = layout.mesh.shape[AXIS] if AXIS in axes else 1

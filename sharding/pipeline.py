@@ -317,6 +317,8 @@ class _Line:
     total, of_rest, d_state = jax.lax.cond(work.ends, lose, pass_by)
     slope = _put(_roll(slope, -1), -1, d_state, work.ends)
     of_chunks, slope = pull(_where(work.live, slope, 0))
+    # Not all gradients are 0 where the slope is: see moe.py, of the biases.
+    of_chunks = _where(work.live, of_chunks, 0)
     of_layers = self._collect(of_layers, of_chunks, work)
 
     def embed():

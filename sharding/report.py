@@ -4,6 +4,7 @@ An array that is replicated although the rules could split it costs each device
 its full size, silently; here it is an error.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -48,27 +49,30 @@ def bytes_per_device(leaf: Any) -> int:
   return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
 
 
-def check(tree: Any, declared: Any) -> None:
-  """Asserts that no large leaf is replicated unless its rules say so.
+def check(tree: Any, declared: Any, limit_bytes: int = LIMIT_BYTES) -> None:
+  """Asserts that no device holds more of a large leaf than its rules say.
 
   Args:
     tree: arrays, as they came out of init, restore or a step.
     declared: the tree of shardings that the rules give for them.
+    limit_bytes: what counts as large.
 
   Raises:
-    ValueError: names each leaf that is whole on every device although the
+    ValueError: names each leaf that is replicated, or split less than the
       rules split it, with its size.
   """
   lost = [
-    f"{jax.tree_util.keystr(path)} {leaf.shape} ({leaf.nbytes:,} bytes)"
+    f"{jax.tree_util.keystr(path)} {leaf.shape} ({leaf.nbytes:,} bytes, "
+    f"{bytes_per_device(leaf):,} on each device)"
     for (path, leaf), wanted in zip(
       jax.tree_util.tree_leaves_with_path(tree),
       jax.tree.leaves(declared),
       strict=True,
     )
-    if leaf.nbytes >= LIMIT_BYTES
-    and leaf.sharding.is_fully_replicated
-    and not wanted.is_fully_replicated
+    if leaf.nbytes >= limit_bytes
+    and leaf.sharding.num_devices > 1
+    and math.prod(leaf.sharding.shard_shape(leaf.shape))
+    > math.prod(wanted.shard_shape(leaf.shape))
   ]
   if lost:
     raise ValueError(

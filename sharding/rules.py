@@ -257,6 +257,11 @@ class Layout:
     return table["batch"] + table["length"]
 
   @property
+  def shares_no_tokens(self) -> bool:
+    """Whether all tokens lie on one shard; XLA aborts at sums over it alone."""
+    return not self.mapped and _n_shards(self.token_axes, self.mesh) == 1
+
+  @property
   def n_batch_shards(self) -> int:
     """Into how many parts the rows of a batch are split."""
     axes = self.rules.activations["batch"]
@@ -349,6 +354,8 @@ def on_rows(
   """
   layout = current()
   axes = layout.token_axes
+  if layout.shares_no_tokens:
+    return function(rows, weights)
   copied = tuple(axis for axis in axes if axis not in split)
 
   def vary(w):
@@ -391,7 +398,15 @@ def mapped(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
   layout = current()
   if layout is None:
     return jax.vmap(function)
-  within = dataclasses.replace(layout, mapped=(*layout.mapped, axis))
+  table = {
+    name: tuple(a for a in axes if a != axis)  # vmap itself splits over it
+    for name, axes in layout.rules.activations.items()
+  }
+  within = dataclasses.replace(
+    layout,
+    mapped=(*layout.mapped, axis),
+    rules=dataclasses.replace(layout.rules, activations=table),
+  )
 
   def on_one(*args):
     with within._named():
@@ -452,7 +467,7 @@ def added_up(parts: jax.Array, *names: str | None) -> jax.Array:
     names: of the dimensions of the weight.
   """
   layout = current()
-  if layout is None:
+  if layout is None or layout.shares_no_tokens:
     return parts.sum(0)
   shared = layout.token_axes
   shape = parts.shape[1:]

@@ -39,6 +39,36 @@ PROMISES = {
   "D14": "every planted leak of a benchmark is found",
   "D15": "tokenizers equal their libraries; decode(encode(x)) == x",
   "D16": "preparing that is killed goes on to the same bytes",
+  "N1": "attention, in every variant, is its definition in float64",
+  "N2": "gradients of every layer are differences",
+  "N3": "rows that see nothing are zero and move nothing",
+  "N4": "masks and huge logits stay finite in bf16",
+  "N5": "rotary phases are exact; scalings are those of transformers",
+  "N6": "what is summed up is fp32 where activations are bf16",
+  "N7": "the loss in chunks is the plain loss, and so is its gradient",
+  "N8": "rematerialization changes no bit",
+  "N9": "a scan is its layers in sequence",
+  "N10": "z-loss, label smoothing and balance are their closed forms",
+  "N11": "norms: epsilon, scale and place",
+  "N12": "weights begin as the papers say; muP keeps the width out",
+  "N13": "no two dropout masks are alike",
+  "N14": "logits and gradients are those of transformers",
+  "N15": "attention kernels are the reference",
+  "N16": "bf16 learns as fp32 does",
+  "S1": "every mesh gives the numbers of one device",
+  "S2": "nothing large is replicated unless the rules say so",
+  "S3": "what does not divide is an error",
+  "S4": "every name has a rule, and others are told the nearest",
+  "S5": "parameters begin alike on every mesh",
+  "S6": "what travels is what was committed",
+  "S7": "the state is donated",
+  "S8": "a checkpoint is the same bits on every mesh",
+  "S9": "gradients are clipped by their norm over all shards",
+  "S10": "a last batch that is not full weighs what it has",
+  "S11": "every schedule of stages gives the numbers of one device",
+  "S12": "split rows, packed too, give the numbers of whole ones",
+  "S13": "dropped tokens are counted; with room for all none is",
+  "S14": "two processes are one",
   "T1": "what is not finite is caught at its step, not applied, and named",
   "T2": "bad steps are skipped; after several the run goes back",
   "T3": "spikes are found; false alarms are rare",
@@ -67,7 +97,7 @@ def named() -> set[str]:
     nodes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     for node in (tree, *nodes):
       doc = ast.get_docstring(node) or ""
-      found |= set(re.findall(r"\b[CDT]\d{1,2}\b", doc))
+      found |= set(re.findall(r"\b[CDNST]\d{1,2}\b", doc))
   return found
 
 

@@ -65,7 +65,7 @@ def read_command(command: list[str]) -> door.Config | None:
   """
   if command[0] == "make":
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^(\w+):", makefile, re.M))
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.M))
     assert set(command[1:]) <= targets, f"make has no {command[1:]}"
     return None
   name, arguments = command[2], command[3:]

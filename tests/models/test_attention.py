@@ -158,7 +158,7 @@ def test_rows_that_see_nothing_are_zero_and_move_nothing(name, dtype):
 
 
 def test_masks_and_huge_logits_stay_finite_in_bf16():
-  """Probabilities of 0 and 1 exactly, whatever masks come together."""
+  """Probabilities of 0 and 1 exactly, whatever masks come together: N4."""
   case = CASES["all"]
   q, k, v = case.operands()
   operands = [x.astype(jnp.bfloat16) for x in (1e4 * q, 1e4 * k, v)]

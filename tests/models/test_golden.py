@@ -1,4 +1,4 @@
-"""Logits and gradients against numbers that `transformers` gave.
+"""Logits and gradients against numbers that `transformers` gave: N11, N14.
 
 `python -m benchmarks.parity.golden` made them.
 """

@@ -1,4 +1,4 @@
-"""Norms and feed-forward layers by definition; gradients of every layer."""
+"""Norms and feed-forward layers by definition (N11); gradients of every layer."""
 
 import math
 
@@ -169,7 +169,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_differences(name):
-  """To 1e-3, along the gradient and a random direction; five points."""
+  """To 1e-3, along the gradient and a random direction; five points: N2."""
   run, arguments = LAYERS[name]()
   weigh = normal(*jax.eval_shape(run, *arguments).shape, seed=99)
 

@@ -1,4 +1,4 @@
-"""Rotary phases against float64, and every scaling against `transformers`."""
+"""Rotary phases against float64, every scaling against `transformers`: N5."""
 
 import math
 

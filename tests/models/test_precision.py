@@ -1,4 +1,7 @@
-"""What must be fp32 is fp32 when activations are bf16: read off the program."""
+"""What must be fp32 is fp32 when activations are bf16: read off the program.
+
+N6.
+"""
 
 import dataclasses
 from collections.abc import Iterator

@@ -144,7 +144,7 @@ def initial(config, seed=0):
 
 @pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt"])
 def test_weights_start_as_the_papers_say(config):
-  """0.02; GPT-2: positions 0.01, and 0.02 / sqrt(2 L) into the residual."""
+  """0.02; GPT-2: positions 0.01, and 0.02 / sqrt(2 L) into the residual: N12."""
   into_residual = 0.02 / (2 * config.n_layers) ** 0.5
   special = {"o": into_residual, "down": into_residual, "position": 0.01}
   for name, leaf in initial(config).items():

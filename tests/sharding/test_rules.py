@@ -105,3 +105,11 @@ def test_a_large_leaf_that_lost_its_sharding_is_an_error():
     report.check({"w": lost}, {"w": split})
   report.check({"w": lost}, {"w": LAYOUT.replicated})  # declared
   report.check({"w": jax.device_put(lost, split)}, {"w": split})
+  half = jax.device_put(lost, LAYOUT.sharding(("embed", None), shape))
+  with pytest.raises(ValueError, match="1,048,576 on each device"):
+    report.check({"w": half}, {"w": split})
+  small = jax.device_put(jnp.zeros((8, 8)), LAYOUT.replicated)
+  wanted = LAYOUT.sharding(("embed", "mlp"), (8, 8))
+  report.check({"w": small}, {"w": wanted})
+  with pytest.raises(ValueError, match="replicated although"):
+    report.check({"w": small}, {"w": wanted}, limit_bytes=0)

@@ -66,7 +66,7 @@ def test_a_uniform_model_pays_log2_v_bits_for_every_byte(store, tiny):
 
 
 def test_the_figure_is_that_of_the_documents_one_by_one(store, tiny):
-  """Also where the last batch is not full, on one device and on eight."""
+  """Also where the last batch is not full, on one device and on eight: S10."""
   params = families.init(tiny, jax.random.key(1))
   # Rows longer than every document: none loses its context to a border.
   length = 640

@@ -1,7 +1,9 @@
-"""Pipelines give the numbers of one device: S1, S3, S8, S11."""
+"""Pipelines: dropout, runs that go on without, cuts: S3, S8.
+
+That they give the numbers of one device: tests/parity/test_meshes.py.
+"""
 
 import dataclasses
-import functools
 import json
 
 import chex
@@ -11,117 +13,18 @@ import pytest
 from etils import epath
 from jax import numpy as jnp
 
-from models import checkpoint, families, mixtral
-from models.layers import moe
-from sharding import mesh, report, rules
-from sharding.pipeline import Config
+from benchmarks.parity import cases, meshes
+from models import checkpoint
+from sharding import mesh, rules
 from train import evaluate, pretrain
-from train.core import loop, optim, schedule, staged, state, step
+from train.core import staged
 from train.objectives import lm
 
 SLOW = pytest.mark.slow
-GPIPE = Config(schedule="gpipe")
-CIRCULAR = Config(schedule="gpipe", n_repeats=2)
-INTERLEAVED = Config(n_repeats=2)
 
 
 def _layout(table: str, sizes: dict[str, int]) -> rules.Layout:
-  devices = jax.devices() if sizes else jax.devices()[:1]
-  return rules.make(mesh.make(mesh.Config(**sizes), devices), table)
-
-
-@functools.cache
-def _initial(model):
-  return jax.device_get(families.init(model, jax.random.key(3)))
-
-
-def _run(model, batch, n_micro, table="dp", sizes=None, how=None):
-  """Two steps; returns the parameters, on the host, and the metrics."""
-  layout = _layout(table, sizes or {})
-  axes = families.axes(model)
-  config = optim.CONFIGS["sgd"](lr=0.3, momentum=0.9, clip=0.5)
-  transform = optim.make(
-    config, schedule.make(schedule.CONFIGS["constant"](), 10), axes
-  )
-  objective = lm.make(lm.Config(chunk_tokens=8, z_loss=1e-3), model)
-  update = step.make(
-    staged.make(objective, model, layout, n_micro, how),
-    transform,
-    n_micro=n_micro if layout.n_stages == 1 else 1,
-    grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
-  )
-  first = state.start(_initial(model), transform)
-  places = state.shardings(model, transform, layout)
-  last = jax.device_put(jax.device_get(first), places)
-  batch = jax.device_put(batch, layout.batch)
-  compiled, _ = loop.compile_step(update, last, batch, layout)
-  for _ in range(2):
-    last, metrics, _ = compiled(last, batch)
-  report.check(last, places)
-  return jax.device_get(last.params), loop.divide([metrics])
-
-
-def _compare(model, batch, n_micro, *where):
-  there, metrics = _run(model, batch, n_micro, *where)
-  here, expected = _run(model, batch, n_micro)
-  assert metrics.keys() == expected.keys()
-  for name, value in expected.items():
-    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
-  chex.assert_trees_all_close(there, here, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ("n_layers", "n_micro", "table", "sizes", "how"),
-  [
-    # Six layers on four stages: 2 + 2 + 1 + 1.
-    (6, 8, "fsdp", dict(data=1, fsdp=2, stage=4), None),
-    pytest.param(
-      4, 3, "zero1", dict(data=1, fsdp=4, stage=2), GPIPE, marks=SLOW
-    ),
-    pytest.param(
-      4, 4, "fsdp_tensor", dict(data=1, fsdp=2, stage=2, tensor=2), INTERLEAVED,
-      marks=SLOW,
-    ),
-    pytest.param(5, 4, "dp", dict(data=4, stage=2), CIRCULAR, marks=SLOW),
-  ],
-)  # fmt: skip
-def test_llama_in_stages(
-  tiny, ragged_batch, n_layers, n_micro, table, sizes, how
-):
-  model = dataclasses.replace(tiny, n_layers=n_layers)
-  if n_micro == 3:
-    ragged_batch = jax.tree.map(lambda x: x[:12], ragged_batch)
-  _compare(model, ragged_batch, n_micro, table, sizes, how)
-
-
-@pytest.mark.parametrize(
-  ("room", "n_layers", "n_micro", "table", "sizes", "how"),
-  [
-    # Of three layers, one stage has two: what the empty place says of its
-    # router must not count.
-    pytest.param(
-      1.25, 3, 4, "expert", dict(data=2, expert=2, stage=2), None, marks=SLOW
-    ),
-    pytest.param(
-      None, 4, 4, "expert_tensor", dict(data=1, expert=2, stage=2, tensor=2),
-      INTERLEAVED, marks=SLOW,
-    ),
-    pytest.param(
-      1.25, 2, 2, "fsdp", dict(data=2, fsdp=2, stage=2), GPIPE, marks=SLOW
-    ),
-  ],
-)  # fmt: skip
-def test_experts_in_stages(
-  tiny, ragged_batch, room, n_layers, n_micro, table, sizes, how
-):
-  """Balance, z-loss and dropped tokens too, part by part as on one device."""
-  layers = moe.Config(
-    n_experts=4, n_active=2, capacity_factor=room,
-    balance_weight=0.02, z_weight=1e-3,
-  )  # fmt: skip
-  fields = {**vars(tiny), "d_ff": 32, "n_layers": n_layers}
-  model = mixtral.Config(**fields, experts=layers)
-  _compare(model, ragged_batch, n_micro, table, sizes, how)
+  return meshes.place(mesh.Config(**sizes, rules=table) if sizes else None)
 
 
 @SLOW
@@ -133,7 +36,7 @@ def test_dropout_is_the_same_there_and_back_and_differs_between_parts(
   layout = _layout("dp", dict(data=4, stage=2))
   objective = staged.make(lm.make(lm.Config(), model), model, layout, 2)
   rows = jax.tree.map(lambda x: np.repeat(x[:4], 2, axis=0), ragged_batch)
-  params = _initial(model)
+  params = cases.params(model)
 
   def loss(params, key):
     return objective(params, rows, key)[0]

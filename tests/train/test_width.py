@@ -1,7 +1,7 @@
 """muP, 2203.03466: a coordinate check, the factors by hand, what is refused.
 
 The coordinate check is that of the paper's appendix D.1: what training changes
-must be as large in a wide model as in the base.
+must be as large in a wide model as in the base: N12.
 """
 
 import dataclasses

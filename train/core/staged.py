@@ -108,16 +108,22 @@ class Cut:
     """The cut of a model.
 
     Raises:
-      ValueError: there are more chunks than layers to put in, or the last
-        repetition of the pattern is cut short.
+      ValueError: there is no one stack to cut, there are more chunks than
+        layers to put in, or the last repetition of the pattern is cut short.
     """
-    n_layers, rest = divmod(model.n_layers, len(model.pattern))
-    if rest:
+    params = families.abstract(model)
+    if "layers" not in params.get("stack", {}):
+      raise ValueError(
+        "mesh.stage cuts one stack of scanned layers, and "
+        f"{families.name(model)} has {', '.join(params)}: give mesh.stage=1."
+      )
+    if model.n_layers % len(model.pattern):
       raise ValueError(
         f"n_layers={model.n_layers} is not a multiple of the "
         f"{len(model.pattern)} layers of the pattern, whose repetitions stages "
         "share: give mesh.stage=1."
       )
+    n_layers = len(jax.tree.leaves(params["stack"]["layers"])[0])
     if n_layers < n_chunks:
       raise ValueError(
         f"{n_layers} layers (repetitions of the pattern) do not fill {n_chunks} "
@@ -145,6 +151,8 @@ class Cut:
     def arrange(x):
       if not self.live.all():
         x = x[places.reshape(-1)]
+        live = self.live.reshape(-1, *(1,) * (x.ndim - 1))
+        x = jnp.where(live, x, jax.lax.stop_gradient(x))
       shape = -1, n_stages, places.shape[1], *x.shape[1:]
       return x.reshape(shape).swapaxes(0, 1)
 
@@ -160,10 +168,11 @@ class _Reached(Exception):  # noqa: N818
 
 
 def _at_layers(objective: Objective, function: Callable, *args) -> Any:
-  """Runs objective(*args) with function(module, x, side) for its layers."""
+  """Runs objective(*args) with function(module, x, side) for `stack`."""
 
   def intercept(call, inputs, options, context):
-    if not isinstance(context.module, stack.Stack):
+    # Others run where they stand: the first layers of DeepSeek, and its last.
+    if context.module.path != ("stack",):
       return call(*inputs, **options)
     return function(context.module, *inputs)
 

@@ -22,7 +22,7 @@ from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
 from models import families
 from models.weights import Weight
-from sharding import rules
+from sharding import context, rules
 from sharding.rules import constrain
 
 _NAMES = ("objective", "loss", "accuracy")
@@ -90,12 +90,8 @@ def one_further(
 
   The last place of a segment has none, and weighs nothing.
   """
-
-  def behind(x):
-    return jnp.roll(x, -1, axis=1)
-
-  segments = batch.segment_ids
-  is_last = jnp.not_equal(segments, behind(segments)).at[:, -1].set(True)
+  segments, behind = batch.segment_ids, context.following
+  is_last = jnp.not_equal(segments, behind(segments))
   return behind(batch.targets), jnp.where(is_last, 0.0, behind(batch.weights))
 
 
