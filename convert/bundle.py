@@ -204,7 +204,6 @@ def _leaves(
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, int]]:
   """The leaves on the disk, and by how many indices their parts are given."""
   places = tensors.Places(config)
-  shapes = arrays.by_path(families.abstract(config))
   types: dict[str, np.dtype] = {}
   n_listed = {}
   for name, piece in found.items():
@@ -215,6 +214,6 @@ def _leaves(
       n_listed[leaf] = len(index)
   leaves = {
     name: jax.ShapeDtypeStruct(leaf.shape, types[name])
-    for name, leaf in shapes.items()
+    for name, leaf in tensors.shapes(config).items()
   }
   return leaves, n_listed

@@ -9,7 +9,6 @@ tokenizer and the chat template; of Llama and its kin.
            what quantized ones stand for, exactly
 """
 
-from absl import flags
 from etils import epath
 
 from convert import bundle, catalogue, container, gguf_vocabulary, shards, verbs
@@ -17,12 +16,6 @@ from convert import tensors as tensors_lib
 from convert.names import gguf
 from convert.settings import Settings
 from models import families
-
-_SRC = flags.DEFINE_string("src", "", "a .gguf file")
-_OUT = flags.DEFINE_string("out", "", "directory to make")
-_DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", bundle.DTYPES, "of the numbers on the disk"
-)
 
 
 def take(
@@ -78,8 +71,11 @@ def take(
 
 
 def _import() -> None:
-  src, out = epath.Path(verbs.given(_SRC)), epath.Path(verbs.given(_OUT))
-  config = take(src, out, _DTYPE.value)
+  src, out = (
+    epath.Path(verbs.given(verbs.SRC)),
+    epath.Path(verbs.given(verbs.OUT)),
+  )
+  config = take(src, out, verbs.DTYPE.value or "float32")
   print(f"{out}: {families.name(config)}, computing in {config.dtype}")
 
 

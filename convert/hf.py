@@ -29,10 +29,6 @@ from convert.settings import Settings
 from data import tokenizer as tokenizers
 from models import arrays, checkpoint, families, manifest
 
-_SRC = flags.DEFINE_string("src", "", "folder of transformers")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, or a checkpoint")
-_OUT = flags.DEFINE_string("out", "", "directory to make")
-_DTYPE = flags.DEFINE_enum("dtype", "", ["", *bundle.DTYPES], "of the numbers")
 _MAX_SHARD = flags.DEFINE_float(
   "max_shard", 5.0, "GB of one file", lower_bound=1e-6
 )
@@ -146,15 +142,18 @@ def give(
 
 
 def _import() -> None:
-  src, out = epath.Path(verbs.given(_SRC)), epath.Path(verbs.given(_OUT))
-  config = take(src, out, _DTYPE.value)
+  src, out = (
+    epath.Path(verbs.given(verbs.SRC)),
+    epath.Path(verbs.given(verbs.OUT)),
+  )
+  config = take(src, out, verbs.DTYPE.value)
   print(f"{out}: {families.name(config)}, computing in {config.dtype}")
 
 
 def _export() -> None:
-  path, out = verbs.given(_CHECKPOINT), epath.Path(verbs.given(_OUT))
+  path, out = verbs.given(verbs.CHECKPOINT), epath.Path(verbs.given(verbs.OUT))
   n_bytes = int(_MAX_SHARD.value * 1e9)
-  written = give(epath.Path(path), out, _DTYPE.value, n_bytes)
+  written = give(epath.Path(path), out, verbs.DTYPE.value, n_bytes)
   print(f"{out}: {', '.join(written)}")
 
 

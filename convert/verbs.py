@@ -9,6 +9,14 @@ from absl import flags
 
 from configs import door
 
+# Every converter takes of these what it needs.
+SRC = flags.DEFINE_string("src", "", "what to read of another house")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a run, or a checkpoint")
+OUT = flags.DEFINE_string("out", "", "directory to make")
+DTYPE = flags.DEFINE_enum(
+  "dtype", "", ["", "float32", "bfloat16", "float16"], "of the numbers there"
+)
+
 
 def run(verbs: Mapping[str, Callable[[], None]], usage: str) -> NoReturn:
   """Does what the first argument says; mistakes are told in plain words.
