@@ -137,7 +137,7 @@ def _pieces(s: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> bytes:
     proto.pieces.add(piece=token, score=score, type=_PIECE.Type.Name(kind))
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   trainer.model_type = trainer.BPE
-  trainer.byte_fallback = _PIECE.BYTE in kinds
+  trainer.byte_fallback = kinds.count(_PIECE.BYTE) == 256
   trainer.vocab_size = len(tokens)
   for name, key in (
     ("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding"),

@@ -327,8 +327,15 @@ FILES = tuple(_KINDS)
 def make(
   filename: str, blob: bytes, beside: Mapping[str, bytes] | None = None
 ) -> Tokenizer:
-  """A tokenizer from its one file, which is called so, and what is beside it."""
-  return _KINDS[filename](blob, beside)
+  """A tokenizer from its one file, which is called so, and what is beside it.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    return _KINDS[filename](blob, beside)
+  except RuntimeError as error:  # of SentencePiece
+    raise ValueError(f"{filename} cannot be read: {error}") from error
 
 
 def load(folder: epath.PathLike) -> Tokenizer:
