@@ -194,7 +194,10 @@ def _model(blob: bytes) -> tokenizers.Tokenizer:
 
 
 def _pieces(folder: epath.Path, blob: bytes):
-  model = sentencepiece.SentencePieceProcessor(model_proto=blob)
+  try:
+    model = sentencepiece.SentencePieceProcessor(model_proto=blob)
+  except RuntimeError as error:
+    raise ValueError(f"tokenizer.model cannot be read: {error}") from error
   n = model.vocab_size()
   added = _json(folder, own.SETTINGS).get("added_tokens_decoder", {})
   if beyond := [int(i) for i in added if int(i) >= n]:

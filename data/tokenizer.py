@@ -299,7 +299,7 @@ class _HuggingFace(Tokenizer):
         sizes[i] = len(piece)
       elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
         sizes[i] = 1
-      elif piece != UNKNOWN:
+      elif piece not in (UNKNOWN, "<unk>"):
         is_marked = "\u2581" in decoder
         text = (
           piece.replace("\u2581", " ")
@@ -327,15 +327,8 @@ FILES = tuple(_KINDS)
 def make(
   filename: str, blob: bytes, beside: Mapping[str, bytes] | None = None
 ) -> Tokenizer:
-  """A tokenizer from its one file, which is called so, and what is beside it.
-
-  Raises:
-    ValueError: it cannot be read.
-  """
-  try:
-    return _KINDS[filename](blob, beside)
-  except RuntimeError as error:  # of SentencePiece
-    raise ValueError(f"{filename} cannot be read: {error}") from error
+  """A tokenizer from its one file, which is called so, and what is beside it."""
+  return _KINDS[filename](blob, beside)
 
 
 def load(folder: epath.PathLike) -> Tokenizer:
