@@ -61,16 +61,20 @@ class Source:
   """The leaves of a folder, read part by part."""
 
   def __init__(self, path: epath.Path):
-    # A chunk may hold many parts: those of a moderate size are kept.
-    limit = {"cache_pool": {"total_bytes_limit": 256 << 20}}
-    self._path, self._context = path, ts.Context(_CONTEXT | limit)
+    self._path, self._context = path, ts.Context(_CONTEXT)
+    # Where a chunk holds many parts, it is kept until they are read.
+    kept = {"cache_pool": {"total_bytes_limit": 256 << 20}}
+    self._keeping = ts.Context(_CONTEXT | kept)
     self._stores: dict[str, ts.TensorStore] = {}
     self.leaves = describe(path)
 
   def read(self, name: str, index: tuple[int, ...]) -> np.ndarray:
     """The part of a leaf under some first indices, in its own type."""
     if name not in self._stores:
-      self._stores[name] = _open(self._path, name, self._context)
+      store = _open(self._path, name, self._context)
+      if math.prod(store.chunk_layout.read_chunk.shape[: len(index)]) > 1:
+        store = _open(self._path, name, self._keeping)
+      self._stores[name] = store
     store = self._stores[name][index]
     return _copy(store, store.dtype.numpy_dtype)
 
