@@ -28,7 +28,7 @@ def _half(raw: Raw) -> Numbers:
   return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
 
 
-def _nibbles(raw: Raw) -> np.ndarray:
+def _nibbles(raw: UInt8[np.ndarray, "... bytes"]) -> np.ndarray:
   """All low halves of the bytes, then all high ones."""
   return np.concatenate([raw & 15, raw >> 4], axis=-1)
 

@@ -7,7 +7,7 @@ that it holds, which go to the disk where they belong.
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _SECTIONS = {"model": families.FAMILIES, "tokenizer": tokenizers.Config}
 
 
+@runtime_checkable
 class Tensor(Protocol):
   """A tensor of theirs, wherever it lies."""
 

@@ -31,19 +31,6 @@ def test_blocks_are_unpacked_as_their_library_does(code):
   np.testing.assert_array_equal(found, numbers)
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("code", blocks.KINDS)
-@np.errstate(all="ignore")
-def test_thousands_of_blocks_are(code):
-  pytest.importorskip("gguf")
-  from benchmarks.parity import blocks as made
-
-  packed = made.raw(blocks.KINDS[code], 3000, seed=1)
-  np.testing.assert_array_equal(
-    blocks.KINDS[code].unpack(packed), made.theirs(code, packed)
-  )
-
-
 def text(s):
   raw = s.encode()
   return struct.pack("<Q", len(raw)) + raw
