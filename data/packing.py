@@ -13,7 +13,7 @@ import numpy as np
 from data.batch import Batch
 from data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
-_BOS, _EOS = np.array([BOS_ID], np.int32), np.array([EOS_ID], np.int32)
+ENDS = (BOS_ID, EOS_ID)  # of a document, where its tokenizer has no others
 
 
 def blank(size: int, length: int) -> Batch:
@@ -34,9 +34,16 @@ class Packer:
   Its state is two numbers: the document, and the targets of it that are used.
   """
 
-  def __init__(self, documents: Sequence, first: int = 0, step: int = 1):
+  def __init__(
+    self,
+    documents: Sequence,
+    first: int = 0,
+    step: int = 1,
+    ends: tuple[int, int] = ENDS,
+  ):
     """Reads documents first, first + step, ... of a sequence."""
     self._documents, self._first, self._step = documents, first, step
+    self._bos, self._eos = (np.array([i], np.int32) for i in ends)
     self._n_done = -1
     self.state = (0, 0)
 
@@ -68,7 +75,7 @@ class Packer:
     while filled < length and not self.exhausted:
       if self._sequence is None:
         ids = self._documents[self._index]
-        self._sequence = np.concatenate([_BOS, ids, _EOS])
+        self._sequence = np.concatenate([self._bos, ids, self._eos])
       indices.append(self._index)
       start = self._offset
       n = min(len(self._sequence) - 1 - start, length - filled)
@@ -98,11 +105,16 @@ class Interleaved:
   """
 
   def __init__(
-    self, documents: Sequence, first: int, step: int, n_packers: int
+    self,
+    documents: Sequence,
+    first: int,
+    step: int,
+    n_packers: int,
+    ends: tuple[int, int] = ENDS,
   ):
     """Reads documents first, first + step, ..., dealt out to the packers."""
     self._packers = [
-      Packer(documents, first + i * step, step * n_packers)
+      Packer(documents, first + i * step, step * n_packers, ends)
       for i in range(n_packers)
     ]
     self._turn = 0

@@ -171,9 +171,9 @@ class TrainBatches:
       )
 
   def _packer(self, row: int) -> packing.Interleaved:
-    config = self._config
+    config, ends = self._config, self._corpora[0].ends
     return packing.Interleaved(
-      self._documents, row, config.size, config.n_interleaved
+      self._documents, row, config.size, config.n_interleaved, ends
     )
 
   def _origin(self, index: int) -> Origin:
@@ -194,7 +194,7 @@ def eval_batches(
   them is the same for every size and number of hosts. Every host steps as
   often. Rows without a document have no weight.
   """
-  packer = packing.Packer(mixture.joined(corpora))
+  packer = packing.Packer(mixture.joined(corpora), ends=corpora[0].ends)
   # Targets of all documents up to each: where a row begins is known from the
   # lengths, so that a host reads what its own rows hold and no more.
   lengths = [np.zeros(1, np.int64), *(c.lengths + 1 for c in corpora)]

@@ -19,8 +19,8 @@ from etils import epath
 from configs import door
 from data import pipeline, prepare
 from data.batch import Batch
-from data.tokenizer import BOS_ID, EOS_ID, Tokenizer
 from data.tokenizer import Config as TokenizerConfig
+from data.tokenizer import Tokenizer
 
 SECTIONS = {
   "data": prepare.Config,
@@ -116,10 +116,10 @@ def _cells(
     if not colored:
       yield Cell("|" if batch.weights[row, i] else "~", i, is_border=True)
     token, target = int(batch.tokens[row, i]), int(batch.targets[row, i])
-    text = "<s>" if token == BOS_ID else tokenizer.decode([token])
+    text = "<s>" if token == tokenizer.bos_id else tokenizer.decode([token])
     for char in text:
       yield Cell(_visible(char), i, char == "\n")
-    if target == EOS_ID:
+    if target == tokenizer.eos_id:
       for char in "</s>":
         yield Cell(char, i)
 

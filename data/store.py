@@ -61,6 +61,7 @@ class Corpus:
   folder: str
   tokenizer: str  # fingerprint of the one that made the ids
   vocab_size: int
+  ends: tuple[int, int]  # the ids that a document begins and ends with
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -200,6 +201,7 @@ class Store:
         folder=os.fspath(self.folder),
         tokenizer=self.tokenizer.fingerprint,
         vocab_size=self.tokenizer.vocab_size,
+        ends=(self.tokenizer.bos_id, self.tokenizer.eos_id),
         shards=shards,
         **entry,
       )

@@ -1,8 +1,10 @@
 """Text to ids and back: five kinds of tokenizer behind one protocol.
 
 A tokenizer is one file's bytes: they are what is saved, loaded and
-fingerprinted. Ids 0, 1, 2 are padding, BOS and EOS in every kind; no text ever
-encodes to them. SentencePiece: 1808.06226. Byte-level BPE: GPT-2.
+fingerprinted. Ids 0, 1, 2 are padding, BOS and EOS in every kind that is
+trained here; one of another house comes with a tokenizer_config.json that names
+its own. No text ever encodes to them. SentencePiece: 1808.06226. Byte-level
+BPE: GPT-2.
 
 All kinds but WordPiece are lossless: decode(encode(text)) == text for every
 text that UTF-8 can hold, newlines, tabs and runs of spaces included. WordPiece
@@ -18,10 +20,12 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, SupportsInt
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, SupportsInt
 
 import numpy as np
 import sentencepiece
@@ -34,6 +38,9 @@ from configs.ranges import Bytes, Count
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 CONTROLS = ("<pad>", "<s>", "</s>")  # the names of ids 0, 1, 2
+SETTINGS = "tokenizer_config.json"  # of one that comes from elsewhere
+# What may come with it, and stays with it: nothing here changes an id.
+BESIDE = (SETTINGS, "chat_template.jinja", "generation_config.json")
 UNKNOWN = "[UNK]"  # WordPiece only; the other kinds spell anything in bytes
 Kind = Literal[
   "sentencepiece_unigram",
@@ -84,24 +91,50 @@ class Config:
 
 
 class Tokenizer(abc.ABC):
-  """What every kind can do. Ids 0, 1 and 2 never come out of `encode`."""
+  """What every kind can do. No text encodes to pad_id, bos_id or eos_id.
+
+  Args:
+    blob: the file that defines it.
+    beside: name -> bytes of what came with it; see BESIDE.
+  """
 
   filename: ClassVar[str]  # of the one file that defines it
   pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
+  start: tuple[int, ...] = (BOS_ID,)  # what a prompt begins with
 
-  def __init__(self, blob: bytes):
-    self._blob = blob
+  def __init__(self, blob: bytes, beside: Mapping[str, bytes] | None = None):
+    self.blob = blob
+    self.beside = dict(beside or {})
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """SHA-256 of what defines the tokenizer, in hex."""
-    return hashlib.sha256(self.filename.encode() + self._blob).hexdigest()
+    made_of = self.filename.encode() + self.blob
+    if SETTINGS in self.beside:
+      made_of += repr((self.pad_id, self.bos_id, self.eos_id)).encode()
+    return hashlib.sha256(made_of).hexdigest()
 
   def save(self, folder: epath.PathLike) -> None:
-    """Writes the tokenizer's one file."""
+    """Writes the tokenizer's one file, and what came with it."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / self.filename).write_bytes(self._blob)
+    for name, raw in {self.filename: self.blob, **self.beside}.items():
+      (folder / name).write_bytes(raw)
+
+  def prompt(self, text: str) -> list[int]:
+    """The ids that a model continues a text from; never none."""
+    return [*self.start, *self.encode(text)] or [self.bos_id]
+
+  @functools.cached_property
+  def end_ids(self) -> list[int]:
+    """The ids that end a text: EOS, and what generation_config.json adds."""
+    ends = self._told("generation_config.json").get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({self.eos_id, *(i for i in ends if isinstance(i, int))})
+
+  def _told(self, name: str) -> dict[str, Any]:
+    """What a file of BESIDE says; nothing where it did not come."""
+    return json.loads(self.beside.get(name, b"{}"))
 
   @property
   @abc.abstractmethod
@@ -135,8 +168,8 @@ class _Bytes(Tokenizer):
   filename = "tokenizer.bytes"
   vocab_size = len(CONTROLS) + 256
 
-  def __init__(self, blob: bytes = b"pad bos eos 00-ff\n"):
-    super().__init__(blob)
+  def __init__(self, blob: bytes = b"pad bos eos 00-ff\n", beside=None):
+    super().__init__(blob, beside)
 
   @functools.cached_property
   def token_bytes(self) -> Int[np.ndarray, "V"]:
@@ -160,9 +193,15 @@ class _SentencePiece(Tokenizer):
 
   filename = "tokenizer.model"
 
-  def __init__(self, blob: bytes):
-    super().__init__(blob)
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=blob)
+  def __init__(self, blob: bytes, beside: Mapping[str, bytes] | None = None):
+    super().__init__(blob, beside)
+    self._model = model = sentencepiece.SentencePieceProcessor(model_proto=blob)
+    self._is_foreign = SETTINGS in self.beside
+    if self._is_foreign:
+      found = model.pad_id(), model.bos_id(), model.eos_id()
+      self.pad_id, self.bos_id, self.eos_id = _whole(*found)
+      adds = self._told(SETTINGS).get("add_bos_token", True)
+      self.start = (model.bos_id(),) if adds and model.bos_id() >= 0 else ()
     # A U+2581 of the text itself would come back as a space: spell it.
     self._space_mark = [
       self._model.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()
@@ -184,6 +223,8 @@ class _SentencePiece(Tokenizer):
     return sizes
 
   def encode(self, text: str) -> list[int]:
+    if self._is_foreign:  # there U+2581 in a text is a space
+      return self._model.encode(text)
     first, *rest = text.split("\u2581")
     ids = self._model.encode(first)
     for part in rest:
@@ -193,7 +234,7 @@ class _SentencePiece(Tokenizer):
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     batch = self._model.encode(list(texts), num_threads=os.cpu_count())
     for i, text in enumerate(texts):
-      if "\u2581" in text:
+      if "\u2581" in text and not self._is_foreign:
         batch[i] = self.encode(text)
     return batch
 
@@ -202,34 +243,70 @@ class _SentencePiece(Tokenizer):
 
 
 class _HuggingFace(Tokenizer):
-  """A tokenizer.json: byte-level BPE or WordPiece."""
+  """A tokenizer.json: byte-level BPE or WordPiece; any kind from elsewhere."""
 
   filename = "tokenizer.json"
 
-  def __init__(self, blob: bytes):
-    super().__init__(blob)
+  def __init__(self, blob: bytes, beside: Mapping[str, bytes] | None = None):
+    super().__init__(blob, beside)
     self._model = tokenizers.Tokenizer.from_str(blob.decode())
     self._model.encode_special_tokens = True  # "<s>" in a text is text
+    self._model.no_truncation()
+    self._model.no_padding()
+    if SETTINGS in self.beside:
+      self._take_their_ids()
+      return
     found = tuple(self._model.token_to_id(name) for name in CONTROLS)
     if found != (PAD_ID, BOS_ID, EOS_ID):
       raise ValueError(
         f"{self.filename} has ids {found} for {CONTROLS}; this house needs"
-        f" {(PAD_ID, BOS_ID, EOS_ID)}. Train one with data.train_tokenizer."
+        f" {(PAD_ID, BOS_ID, EOS_ID)}. Train one with data.train_tokenizer, or"
+        f" put the {SETTINGS} beside it that names others."
       )
+
+  def _take_their_ids(self) -> None:
+    said = self._told(SETTINGS)
+    found = []
+    for key in ("pad_token", "bos_token", "eos_token"):
+      name = said.get(key)
+      name = name.get("content") if isinstance(name, dict) else name
+      i = None if name is None else self._model.token_to_id(name)
+      if name is not None and i is None:
+        raise ValueError(
+          f"{SETTINGS} says {key}={name!r}, which {self.filename} lacks."
+        )
+      found.append(-1 if i is None else i)
+    self.pad_id, self.bos_id, self.eos_id = _whole(*found)
+    plain = self.encode("a")
+    full = self._model.encode("a", add_special_tokens=True).ids
+    n = next(i for i in range(len(full)) if full[i:][: len(plain)] == plain)
+    self.start = tuple(full[:n])
 
   @property
   def vocab_size(self) -> int:
-    return self._model.get_vocab_size()
+    return 1 + max(self._model.get_vocab().values())
 
   @functools.cached_property
   def token_bytes(self) -> Int[np.ndarray, "V"]:
-    in_bytes = isinstance(self._model.model, tokenizers.models.BPE)
+    decoder = repr(json.loads(self.blob).get("decoder"))
+    added = self._model.get_added_tokens_decoder()
     sizes = np.zeros(self.vocab_size, np.int32)
     for piece, i in self._model.get_vocab().items():
-      if piece in CONTROLS or piece == UNKNOWN:
-        continue
-      # Byte-level BPE writes each byte as one character.
-      sizes[i] = len(piece if in_bytes else piece.removeprefix("##").encode())
+      if i in added:
+        is_text = not (added[i].special or piece in CONTROLS)
+        sizes[i] = len(piece.encode()) if is_text else 0
+      elif "ByteLevel" in decoder:  # which writes each byte as one character
+        sizes[i] = len(piece)
+      elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        sizes[i] = 1
+      elif piece not in (UNKNOWN, "<unk>"):
+        is_marked = "\u2581" in decoder
+        text = (
+          piece.replace("\u2581", " ")
+          if is_marked
+          else piece.removeprefix("##")
+        )
+        sizes[i] = len(text.encode())
     return sizes
 
   def encode(self, text: str) -> list[int]:
@@ -243,17 +320,41 @@ class _HuggingFace(Tokenizer):
     return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
+_KINDS = {k.filename: k for k in (_SentencePiece, _HuggingFace, _Bytes)}
+FILES = tuple(_KINDS)
+
+
+def make(
+  filename: str, blob: bytes, beside: Mapping[str, bytes] | None = None
+) -> Tokenizer:
+  """A tokenizer from its one file, which is called so, and what is beside it."""
+  return _KINDS[filename](blob, beside)
+
+
 def load(folder: epath.PathLike) -> Tokenizer:
   """Loads the tokenizer.* of a checkpoint, a store or a working directory."""
-  for kind in (_SentencePiece, _HuggingFace, _Bytes):
-    path = epath.Path(folder) / kind.filename
+  for name in _KINDS:
+    path = epath.Path(folder) / name
     if path.exists():
-      return kind(path.read_bytes())
+      near = {name: path.parent / name for name in BESIDE}
+      beside = {n: p.read_bytes() for n, p in near.items() if p.exists()}
+      return make(name, path.read_bytes(), beside)
   raise ValueError(
     f"{os.fspath(folder)} holds no tokenizer.model, tokenizer.json or"
     " tokenizer.bytes: train one with data.train_tokenizer, or name the folder"
     " of another."
   )
+
+
+def _whole(pad: int, bos: int, eos: int) -> tuple[int, int, int]:
+  """The three ids, where some of another house's may be absent (-1).
+
+  Raises:
+    ValueError: there is no EOS.
+  """
+  if eos < 0:
+    raise ValueError(f"{SETTINGS} names no eos_token: no text would end.")
+  return (eos if pad < 0 else pad, eos if bos < 0 else bos, eos)
 
 
 def train(config: Config, texts: Iterable[str]) -> Tokenizer:

@@ -42,9 +42,9 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   steps = decode.stream(
     model,
     params,
-    [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts],
+    [tokenizer.prompt(prompt) for prompt in prompts],
     config.generate,
-    end_ids=[tokenizer.eos_id],
+    end_ids=tokenizer.end_ids,
   )
   stop = config.generate.stop
   pieces = text.rows(tokenizer, stop, len(prompts), clock.count(steps))

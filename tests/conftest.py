@@ -14,7 +14,8 @@ os.environ["XLA_FLAGS"] = (
 import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook(
-  ["models", "sharding", "data", "train", "serve"], "beartype.beartype"
+  ["models", "sharding", "data", "train", "convert", "serve"],
+  "beartype.beartype",
 )
 
 import jax  # noqa: E402

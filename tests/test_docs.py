@@ -26,7 +26,7 @@ PAGES = sorted(
 )
 ENTRYPOINTS = sorted(
   path
-  for floor in ("data", "train", "serve", "benchmarks")
+  for floor in ("data", "train", "convert", "serve", "benchmarks")
   for path in (ROOT / floor).rglob("*.py")
   if "__main__" in path.read_text()
 )

@@ -10,10 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +22,7 @@ from etils import epath
 from configs import fields
 from configs.ranges import Count, Natural
 from data import pipeline
-from models import arrays, checkpoint, durable, manifest
+from models import arrays, card, checkpoint, durable, manifest
 from sharding import hosts
 from train.core import optim, retention
 from train.core.state import TrainState
@@ -126,7 +123,7 @@ class Checkpoints:
       problem = _attempt(self._writer.start, trees)
     texts = {
       "config.json": json.dumps(self._settings, indent=1),
-      "card.json": json.dumps(self._card(step, metrics), indent=1),
+      "card.json": json.dumps(card.make(step, self._parent, metrics), indent=1),
       **{f"data/{i}.json": json.dumps(part) for i, part in enumerate(parts)},
     }
     finished = self._thread.submit(self._finish, path, texts, problem)
@@ -278,18 +275,6 @@ class Checkpoints:
       if is_ours and not (path / manifest.NAME).exists():
         path.rmtree()
 
-  def _card(self, step: int, metrics: dict[str, float]) -> dict[str, Any]:
-    return {
-      "step": step,
-      "parent": self._parent,
-      "command": " ".join(sys.orig_argv),
-      "git": _revision(),
-      "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-      "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-      "jax": jax.__version__,
-      "metrics": metrics,
-    }
-
 
 def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
   rest = arrays.restore(path / "state", _beside_params(wanted))
@@ -354,14 +339,3 @@ def _attempt(work: Callable[..., None], *args: Any) -> str:
   except OSError as error:
     return error.strerror or str(error)
   return ""
-
-
-def _revision() -> str | None:
-  """The commit of the code that runs, with a + where it was changed since."""
-  root = os.path.dirname(os.path.abspath(__file__))
-  ask = ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12"]
-  try:
-    done = subprocess.run(ask, capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return done.stdout.strip() or None

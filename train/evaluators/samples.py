@@ -15,11 +15,11 @@ def write(
   settings: sampling.Config,
 ) -> list[str]:
   """Continues every prompt; returns prompts and what follows them."""
-  ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+  ids = [tokenizer.prompt(prompt) for prompt in prompts]
   written = decode.generate(
-    model, params, ids, settings, end_ids=[tokenizer.eos_id]
+    model, params, ids, settings, end_ids=tokenizer.end_ids
   )
   return [
-    prompt + tokenizer.decode([i for i in text if i != tokenizer.eos_id])
+    prompt + tokenizer.decode([i for i in text if i not in tokenizer.end_ids])
     for prompt, text in zip(prompts, written, strict=True)
   ]

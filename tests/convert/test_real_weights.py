@@ -1,0 +1,101 @@
+"""SmolLM2-135M-Instruct, from its file to what it says.
+
+The golden figures were made by torch and transformers in fp32 from the same
+file. Where the packages cannot be had, these tests are skipped.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax import numpy as jnp
+
+from convert import fetch, gguf
+from data import tokenizer as tokenizers
+from models import checkpoint, decode, families, sampling
+
+pytestmark = pytest.mark.real_weights
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "smollm2.npz"
+PACKAGES = epath.Path(__file__).parent.parent.parent / "runs" / "packages"
+PROMPTS = [
+  "The capital of France is",
+  "Call me Ishmael. Some years ago",
+  "\u6625\u7720\u4e0d\u89c9\u6653\uff0c\u5904\u5904\u95fb\u557c\u9e1f\u3002",
+]
+
+
+def file_of(name):
+  try:
+    return fetch.take(name, PACKAGES)
+  except ValueError as error:
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+  path = epath.Path(tmp_path_factory.mktemp("real") / "smollm2")
+  gguf.take(file_of("smollm2"), path)
+  return (*checkpoint.load(path), tokenizers.load(path))
+
+
+@pytest.fixture(scope="module")
+def golden():
+  with np.load(GOLDEN, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def logits(config, params, ids):
+  ids = jnp.array([ids])
+  hidden, _ = families.build(config).apply(
+    {"params": params}, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
+  )
+  return np.asarray(families.logits(config, params, hidden)[0])
+
+
+def logprobs(logits, ids):
+  return np.asarray(jax.nn.log_softmax(logits))[
+    np.arange(len(ids) - 1), ids[1:]
+  ]
+
+
+@pytest.mark.parametrize("i", range(len(PROMPTS)))
+def test_logits_are_those_of_torch(i, imported, golden):
+  config, params, tokenizer = imported
+  ids = tokenizer.prompt(PROMPTS[i])
+  np.testing.assert_array_equal(ids, golden[f"{i}_ids"])
+  found, top = logits(config, params, ids), golden[f"{i}_top_id"]
+  scale = np.abs(found[-1]).max()
+  np.testing.assert_array_equal(np.argsort(-found[-1])[: len(top)], top)
+  np.testing.assert_allclose(
+    found[-1][top], golden[f"{i}_top_logit"], rtol=0, atol=5e-6 * scale
+  )
+  np.testing.assert_allclose(
+    found[-1][:256],
+    golden[f"{i}_logits_last_first256"],
+    rtol=0,
+    atol=5e-6 * scale,
+  )
+  np.testing.assert_allclose(
+    logprobs(found, ids), golden[f"{i}_token_logprob"], rtol=0, atol=1e-4
+  )
+
+
+def test_sixteen_greedy_tokens_are_those_of_torch(imported, golden):
+  config, params, tokenizer = imported
+  prompts = [tokenizer.prompt(prompt) for prompt in PROMPTS]
+  settings = sampling.Config(temperature=0.0, max_tokens=16)
+  written = decode.generate(config, params, prompts, settings)
+  for i, ids in enumerate(written):
+    np.testing.assert_array_equal(ids, golden[f"{i}_greedy16"])
+  assert tokenizer.decode(written[0]).startswith(" Paris")
+
+
+def test_perplexity_of_moby_dick(imported):
+  config, params, tokenizer = imported
+  text = file_of("moby_dick").read_text()[200_000:206_000]
+  ids = tokenizer.encode(text)[:1024]
+  assert len(ids) == 1024
+  found = logprobs(logits(config, params, ids), ids)
+  assert np.exp(-found.mean()) == pytest.approx(27.49, abs=0.1)
