@@ -1,13 +1,8 @@
 # make demo    raw text to a trained model that writes, on this machine
-<<<<<<< HEAD
 # make test    the fast suite             make lint    ruff
 # make slow    what takes minutes         make parity  every mesh against one device
 # make parity-hf  against transformers
-=======
-# make test    the fast suite             make parity  against transformers
-# make slow    what takes minutes         make lint    ruff
 # make smollm2 a model with real weights, fetched, imported and asked
->>>>>>> convert
 # make faults  the full doses of benchmarks/faults: hours
 PYTHON ?= python3
 # Huge pages for what malloc hands out: a step on a CPU writes hundreds of MB of
@@ -71,8 +66,4 @@ lint: .venv/test
 	$(PIP) -e '.[test,parity]'
 	touch $@
 
-<<<<<<< HEAD
-.PHONY: demo test parity parity-hf slow faults lint
-=======
-.PHONY: demo test smollm2 real_weights parity slow faults lint
->>>>>>> convert
+.PHONY: demo test smollm2 real_weights parity parity-hf slow faults lint
