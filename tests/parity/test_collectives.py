@@ -53,7 +53,7 @@ def test_the_file_is_as_the_script_writes_it():
   assert collectives.text(stored) == collectives.STORED.read_text()
   assert set(stored) <= {"cpu", *collectives.SLICES}
   for programs in stored.values():
-    assert set(programs) == {cell.name for cell in cells.few()}
+    assert programs and set(programs) <= {cell.name for cell in cells.few()}
 
 
 @pytest.mark.slow
