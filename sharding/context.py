@@ -96,7 +96,6 @@ def on_shards(
   narrow = P(*layout.rows, table["act_kv_heads"])
   return jax.shard_map(
     function,
-    mesh=layout.mesh,
     in_specs=(
       wide,
       narrow,
