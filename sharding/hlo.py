@@ -141,6 +141,10 @@ class _Sums:
     default_factory=dict
   )
 
+  @property
+  def n_bytes(self) -> float:
+    return sum(n * size for n, size in self.exchanges.values())
+
   def add(self, other: "_Sums", times: int = 1) -> None:
     self.flops += times * other.flops
     self.cycles += times * other.cycles
@@ -185,7 +189,7 @@ class _Walk:
       return sums.add(body, 1 if times is None else times)
     if line.op == "conditional":
       ways = [self.run(n, is_fused) for n in _branches(line)]
-      return sums.add(max(ways, key=lambda w: (w.cycles, w.flops)))
+      return sums.add(max(ways, key=lambda w: (w.cycles, w.flops, w.n_bytes)))
     if line.op in ("fusion", "call", "async-start"):
       inner = line.refers("calls") or line.refers("to_apply")
       if inner:

@@ -85,7 +85,10 @@ def make(
 
 
 def alone(
-  inner: Callable[..., Step], seeds: np.ndarray, copies: TrainState, batch: Batch
+  inner: Callable[..., Step],
+  seeds: np.ndarray,
+  copies: TrainState,
+  batch: Batch,
 ) -> tuple[TrainState, Metrics, guard.Verdict]:
   """A step of every replica on its rows; nothing travels between them."""
 
