@@ -119,7 +119,6 @@ def on_shards(
   narrow = P(*layout.rows, table["act_kv_heads"] if k.shape[2] > 1 else None)
   return jax.shard_map(
     function,
-    mesh=layout.mesh,
     in_specs=(
       wide,
       narrow,

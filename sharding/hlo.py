@@ -30,6 +30,8 @@ _BITS = {
   "u64": 64, "f64": 64, "f8e4m3fn": 8, "f8e5m2": 8,
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]")
+# Between slices the hosts carry it: one send and one recv for each exchange.
+_FAR = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _KERNELS = ("tpu_custom_call", "Mosaic")
 
 
@@ -139,6 +141,10 @@ class _Sums:
     default_factory=dict
   )
 
+  @property
+  def n_bytes(self) -> float:
+    return sum(n * size for n, size in self.exchanges.values())
+
   def add(self, other: "_Sums", times: int = 1) -> None:
     self.flops += times * other.flops
     self.cycles += times * other.cycles
@@ -183,7 +189,7 @@ class _Walk:
       return sums.add(body, 1 if times is None else times)
     if line.op == "conditional":
       ways = [self.run(n, is_fused) for n in _branches(line)]
-      return sums.add(max(ways, key=lambda w: (w.cycles, w.flops)))
+      return sums.add(max(ways, key=lambda w: (w.cycles, w.flops, w.n_bytes)))
     if line.op in ("fusion", "call", "async-start"):
       inner = line.refers("calls") or line.refers("to_apply")
       if inner:
@@ -192,6 +198,12 @@ class _Walk:
       axes, size = _span(line.rest, self._mesh)
       channel = line.refers("channel_id") or line.name
       sums.exchange((channel, kind, axes), 1, _wire(kind, line.type, size))
+    elif line.op == "recv" and _FAR.search(line.rest):
+      kind, axes, size = _across_slices(line.rest, self._mesh)
+      received = line.type.split("]")[0] + "]"  # and a context, and a token
+      sums.exchange(
+        (line.refers("channel_id"), kind, axes), 1, _wire(kind, received, size)
+      )
     elif line.op in ("dot", "convolution"):
       sums.flops += _FLOPS[line.op](line, lines)
     elif line.op == "custom-call" and any(
@@ -363,6 +375,21 @@ def _span(rest: str, mesh: AnyMesh) -> tuple[tuple[str, ...], int]:
   if not groups:
     return (), 1
   return _axes(groups, mesh), len(groups[0])
+
+
+def _across_slices(
+  rest: str, mesh: AnyMesh
+) -> tuple[str, tuple[str, ...], int]:
+  """Kind, axes and size of an exchange between slices."""
+  kind = _FAR.search(rest).group(1).lower().replace("_", "-")
+  kind = "collective-permute" if kind == "one-to-one" else kind
+  slices, last = re.search(
+    r'_xla_megascale_target="\{([\d,]+)\}x\{0:(\d+)\}', rest
+  ).groups()
+  n_slices, n_within = len(slices.split(",")), int(last) + 1
+  # The mesh counts the devices of one slice after those of another.
+  devices = np.arange(n_slices * n_within).reshape(n_slices, n_within)
+  return kind, _axes(map(tuple, devices.T.tolist()), mesh), n_slices
 
 
 def _groups(rest: str) -> Iterator[tuple[int, ...]]:

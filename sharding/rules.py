@@ -272,6 +272,19 @@ class Layout:
     """Into how many stages the layers are cut."""
     return self.mesh.shape["stage"]
 
+  def within(self, axis: str) -> "Layout":
+    """What one part along an axis sees: nothing of it is split there."""
+
+    def left(table):
+      return {
+        name: tuple(a for a in axes if a != axis)
+        for name, axes in table.items()
+      }
+
+    kinds = vars(self.rules).items()
+    rules = Rules(**{kind: left(table) for kind, table in kinds})
+    return dataclasses.replace(self, rules=rules)
+
   @contextlib.contextmanager
   def use(self) -> Iterator[None]:
     """Within: `constrain` places activations on this mesh by these rules."""
@@ -368,7 +381,6 @@ def on_rows(
 
   return jax.shard_map(
     on_shard,
-    mesh=layout.mesh,
     in_specs=(layout.rows, P(split or None)),
     out_specs=out_specs,
     axis_names={*axes, *layout.mapped},
@@ -413,6 +425,27 @@ def mapped(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
       return function(*args)
 
   return jax.vmap(on_one, spmd_axis_name=axis)
+
+
+def apart(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
+  """Runs a function on each part of a mesh axis as if there were no others.
+
+  What it sees and returns are the parts of arrays whose first dimension is
+  split over the axis; no part knows of another, so nothing travels.
+  """
+  layout = current().within(axis)
+
+  def on_part(*args):
+    with layout._named():
+      return function(*args)
+
+  return jax.shard_map(
+    on_part,
+    in_specs=P(axis),
+    out_specs=P(axis),
+    axis_names={axis},
+    check_vma=False,  # which a sum over the axis would need
+  )
 
 
 def platform() -> str:
@@ -492,7 +525,6 @@ def added_up(parts: jax.Array, *names: str | None) -> jax.Array:
 
   return jax.shard_map(
     on_shard,
-    mesh=layout.mesh,
     in_specs=P(shared),
     out_specs=P(*(axes or None for axes in split)),
     axis_names={*shared, *layout.mapped},

@@ -88,6 +88,32 @@ def test_groups_are_told_by_the_axes_they_span(written):
     np.testing.assert_allclose(found.wire_bytes, 2 * 16 * (size - 1) / size)
 
 
+FAR = """
+ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %token = token[] after-all()
+  %recv.1 = (bf16[4,8]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={SAID}
+  %send.1 = (bf16[4,8]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, frontend_attributes={SAID}
+  ROOT %done = bf16[4,8]{1,0} recv-done(%recv.1), channel_id=1
+}
+"""
+SAID = """_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE\""""
+
+
+def test_what_hosts_carry_between_slices_is_told_once():
+  """Two slices of four: TPU compilers write a send and a recv."""
+  mesh = meshes.abstract(meshes.Config(replica=2, data=2, fsdp=2), 8)
+  (found,) = hlo.read(FAR.replace("SAID", SAID), mesh).collectives
+  assert (found.kind, found.axes, found.count) == (
+    "all-reduce",
+    ("replica",),
+    1,
+  )
+  assert found.wire_bytes == 4 * 8 * 2  # 2 (n - 1) / n of it
+
+
 LOOP = """
 %body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
   %p = (s32[], f32[8,8]) parameter(0)

@@ -80,6 +80,18 @@ STOP = {"metric": "heldout_loss"}
       dict(optim={"mup_width": 16}, model={"tied": True}),
       "with a tied head",
     ),
+    (
+      dict(train={"diloco": {"round_steps": 4}}),
+      "train.steps=6 ends within a round: .* round_steps=4",
+    ),
+    (
+      dict(train={"diloco": {"round_steps": 3}, "eval_every_steps": 2}),
+      "train.eval_every_steps=2 ends within a round",
+    ),
+    (
+      dict(train={"diloco": {"round_steps": 3}}, optim={"ema": 0.9}),
+      "optim.ema=0.9 averages what one replica trains",
+    ),
     (dict(train={"stop_early": STOP}), "never asked at .*eval_every_steps=0"),
     (
       dict(train={"stop_early": STOP, "eval_every_steps": 2}),

@@ -147,6 +147,37 @@ def test_what_does_not_fit_is_the_compilers_word():
   assert found["peak_bytes"] > found["limit_bytes"]
 
 
+@needs_compilers
+@pytest.mark.slow
+def test_between_slices_goes_the_gradient_once_a_step():
+  """Or, of replicas that train alone, their parameters once a round."""
+  sizes = (
+    "model.d_model=2048", "model.n_layers=2", "model.n_heads=16",
+    "model.n_kv_heads=2", "mesh.replica=2", "mesh.data=1", "mesh.fsdp=16",
+    "batch.size=32",
+  )  # fmt: skip
+  model = settings(*SMALL, *sizes).model
+  table = model.vocab_size * model.d_model
+  rest = flops.n_params(model) - 2 * table  # but for the norms in matrices
+  for rounds, n_bytes, period in (
+    # The table's gradient is in fp32, the others' as they are computed.
+    ((), 4 * table + 2 * (table + rest), 1),
+    (("train.diloco.round_steps=10", "train.steps=100"),
+     4 * (2 * table + rest), 10),
+  ):  # fmt: skip
+    schedule = ("schedule.warmup_steps=10",) if rounds else ()
+    config = settings(*SMALL, *sizes, *rounds, *schedule)
+    found = planned(config, "2*v5e:4x4")
+    far = [c for c in found["collectives"] if "replica" in c["axes"]]
+    wired = sum(c["wire_bytes"] for c in far)
+    assert {tuple(c["axes"]) for c in far} == {("replica",)}
+    # A ring of two: each receives as much as it has, a 16th of all. Norms are
+    # whole on every device, and figures are small: 4 %.
+    assert wired == pytest.approx(n_bytes / 16, rel=0.04)
+    rate = topologies.DCN_RATE
+    assert found["seconds"]["DCN"] == pytest.approx(wired / rate / period)
+
+
 PLANNED = """
 import json, sys
 from configs import door

@@ -133,6 +133,27 @@ def _optimizer(model, optim, schedule, train):
   optimizers.make(optim, factor, families.axes(model))
 
 
+def _rounds(train, optim):
+  if train.diloco is None:
+    return
+  length = train.diloco.round_steps
+  for name in ("steps", "eval_every_steps"):
+    value = getattr(train, name)
+    if value % length:
+      raise ValueError(
+        f"train.{name}={value} ends within a round: the replicas of "
+        f"train.diloco meet every round_steps={length}, and what is measured "
+        "and published stays as it was until then. Make it a multiple."
+      )
+  is_free = isinstance(optim, optimizers.ScheduleFree)
+  if is_free or getattr(optim, "ema", None) is not None:
+    what = "optim.name='schedule_free'" if is_free else f"optim.ema={optim.ema}"
+    raise ValueError(
+      f"{what} averages what one replica trains, and with train.diloco what all "
+      "have in the mean is published: leave one of the two out."
+    )
+
+
 def _measured(train, checkpoint, eval):
   for key, wish in (
     ("train.stop_early", train.stop_early),
@@ -164,5 +185,5 @@ def _samples(model, eval, generate):
 
 _RULES = (
   _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _ahead,
-  _optimizer, _measured, _samples,
+  _optimizer, _rounds, _measured, _samples,
 )  # fmt: skip

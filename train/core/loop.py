@@ -18,6 +18,7 @@ from data.batch import Batch
 from sharding.rules import Layout
 from train.core import goodput, guard, hardware, optim, stopping
 from train.core.checkpointing import Checkpoints, Progress
+from train.core.diloco import Config as DiLoCo
 from train.core.state import TrainState
 from train.core.step import Metrics, Step
 from train.core.track import Tracker
@@ -37,6 +38,8 @@ class Config:
   n_micro: Count = 1  # parts that a batch is worked through in
   seed: Natural = 0  # of initialization, dropout and the order of the data
   log_every_steps: Count = 10
+  # Replicas train alone, and meet once a round; None: at every step.
+  diloco: DiLoCo | None = None
   eval_every_steps: Natural = 0  # 0: only after the last step
   stop_early: stopping.Config | None = None  # None: all steps are made
   # No step, evaluation, compile or save ended for so long: the stacks of all

@@ -26,7 +26,16 @@ from sharding import hlo, report, rules
 from sharding import mesh as meshes
 from sharding.rules import Layout
 from sharding.topology import DCN_RATE, Chip, Topology
-from train.core import loop, optim, run, setup, state, step, streamed
+from train.core import (
+  diloco,
+  loop,
+  optim,
+  run,
+  setup,
+  state,
+  step,
+  streamed,
+)
 
 KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
 # Forward passes that splash's backward kernels are worth: of two products each,
@@ -115,7 +124,7 @@ def measure(
   peak = memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes
   program = hlo.read(compiled.as_text(), layout.mesh)
   kernel_flops = _kernel_flops(config, layout, program.kernels)
-  times = _seconds(program, kernel_flops, topology)
+  times = _seconds(program, kernel_flops, topology, config.train.diloco)
   busiest = max(times, key=times.__getitem__)
   return dataclasses.replace(
     known,
@@ -139,7 +148,13 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
   layout = _layout(config, meshes.abstract(config.mesh, topology.n_devices))
   remat = dataclasses.replace(config.model, remat="none")  # of no concern here
   state_bytes = dict(
-    _state_bytes(remat, config.optim, config.mesh, topology.n_devices)
+    _state_bytes(
+      remat,
+      config.optim,
+      config.mesh,
+      topology.n_devices,
+      config.train.diloco is not None,
+    )
   )
   # The sum over micro-batches, and what the next one adds to it.
   state_bytes["gradients"] *= 2 if config.train.n_micro > 1 else 1
@@ -195,9 +210,16 @@ def _fill(classes: dict[str, float], peak: float) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1024)  # a search asks for few of them, often
 def _state_bytes(
-  model: families.Config, optimizer: optim.Config, mesh: meshes.Config, n: int
+  model: families.Config,
+  optimizer: optim.Config,
+  mesh: meshes.Config,
+  n: int,
+  has_copies: bool,
 ) -> dict[str, float]:
-  """Of the state and of one gradient, on one of n devices."""
+  """Of the state and of one gradient, on one of n devices.
+
+  Copies of the parameters that replicas have count as the optimizer's.
+  """
   layout = rules.make(meshes.abstract(mesh, n), *mesh.settings)
   shapes, axes = families.abstract(model), families.axes(model)
 
@@ -215,6 +237,8 @@ def _state_bytes(
     )
 
   made = optim.make(optimizer, lambda _: 1.0, axes)
+  if has_copies:
+    made = state.Copies(made, layout.mesh.shape[diloco.AXIS])
   kept = jax.tree.leaves(state.abstract(model, made, layout).opt_state)
   hosted = [x for x in kept if x.sharding.memory_kind == streamed.KIND]
   host, optimizer = (
@@ -354,7 +378,10 @@ def _kernel_flops(
 
 
 def _seconds(
-  program: hlo.Program, kernel_flops: float, topology: Topology
+  program: hlo.Program,
+  kernel_flops: float,
+  topology: Topology,
+  rounds: diloco.Config | None,
 ) -> dict[str, float]:
   chip = topology.chip
   core = program.cycles / chip.hertz
@@ -365,7 +392,8 @@ def _seconds(
   return {
     "core": core,
     "ICI": near / (2 * chip.ici_rate),
-    "DCN": far / DCN_RATE,
+    # Replicas that train alone meet once a round: the mean of its steps.
+    "DCN": far / DCN_RATE / (rounds.round_steps if rounds else 1),
   }
 
 

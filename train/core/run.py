@@ -7,11 +7,11 @@ with run.opened(workdir) as session:
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import optax
 from etils import epath
 
 from configs import door
@@ -21,6 +21,7 @@ from sharding import hosts, report
 from sharding.rules import Layout
 from train.core import (
   checkpointing,
+  diloco,
   goodput,
   guard,
   hardware,
@@ -157,7 +158,7 @@ def make_step(
   model: families.Config,
   layout: Layout,
   objective: step.Objective,
-) -> tuple[optax.GradientTransformationExtraArgs, step.Step]:
+) -> tuple[state.Optimizer, step.Step]:
   """The optimizer and the step that a config asks for.
 
   Args:
@@ -172,16 +173,24 @@ def make_step(
   if model.dtype == "float16":
     optimizer = precision.wrap(optimizer, precision.Config())
   places = layout.shardings(axes, families.abstract(model), "grads")
+  places = jax.tree.map(lambda place: place.spec, places)
   n_micro, how = config.train.n_micro, config.mesh.pipeline
-  return optimizer, step.make(
-    staged.make(objective, model, layout, n_micro, how),
+  rounds, seed = config.train.diloco, config.train.seed
+  within = layout if rounds is None else layout.within(diloco.AXIS)
+  make = functools.partial(
+    step.make,
+    staged.make(objective, model, within, n_micro, how),
     optimizer,
     n_micro=n_micro if layout.n_stages == 1 else 1,
-    seed=config.train.seed,
     axes=axes,
     grad_shardings=places,
     judge=config.guard,
   )
+  if rounds is None:
+    return optimizer, make(seed=seed)
+  n_replicas = layout.mesh.shape[diloco.AXIS]
+  update = diloco.make(rounds, make, n_replicas, seed)
+  return state.Copies(optimizer, n_replicas), update
 
 
 def _meter(config: door.Config, s: setup.Setup) -> loop.Meter:

@@ -1,5 +1,6 @@
 """What a step changes: its number, the parameters, the optimizer, the guard."""
 
+import dataclasses
 import typing
 from typing import Any
 
@@ -7,6 +8,7 @@ import flax.struct
 import jax
 import optax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from models import families
@@ -26,15 +28,48 @@ class TrainState:
   guard: guard.History
 
 
-def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Copies:
+  """An optimizer that trains a copy of the parameters in each replica."""
+
+  optimizer: optax.GradientTransformation  # of one copy
+  n_replicas: int
+
+
+Optimizer = optax.GradientTransformation | Copies
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class Round:
+  """The `opt_state` of copies: see diloco.py. `params` are what they share."""
+
+  copies: TrainState  # every leaf [replicas, ...]
+  momentum: Any
+
+
+def start(params: Any, optimizer: Optimizer) -> TrainState:
   """The state before the first step."""
-  opt_state = optimizer.init(params)
+  if isinstance(optimizer, Copies):
+    opt_state = Round(
+      spread(start(params, optimizer.optimizer), optimizer.n_replicas),
+      jax.tree.map(jnp.zeros_like, params),
+    )
+  else:
+    opt_state = optimizer.init(params)
   return TrainState(jnp.zeros((), jnp.int32), params, opt_state, guard.start())
+
+
+def spread(tree: Any, n_replicas: int) -> Any:
+  """The same for every replica."""
+  return jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (n_replicas, *x.shape)), tree
+  )
 
 
 def shardings(
   model: families.Config,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   layout: Layout,
 ) -> TrainState:
   """Where every leaf of the state lives: moments by the rules of `state`.
@@ -44,17 +79,23 @@ def shardings(
   """
   params, axes = families.abstract(model), families.axes(model)
   moments = layout.shardings(axes, params, "state")
+  if isinstance(optimizer, Copies):
+    one = shardings(model, optimizer.optimizer, layout)
+    copies = jax.tree.map(lambda s: s.update(spec=P("replica", *s.spec)), one)
+    opt_state = Round(copies, moments)
+  else:
+    opt_state = optim.shardings(optimizer, params, moments)
   return TrainState(
     layout.replicated,
     layout.shardings(axes, params, "params"),
-    optim.shardings(optimizer, params, moments),
+    opt_state,
     jax.tree.map(lambda _: layout.replicated, jax.eval_shape(guard.start)),
   )
 
 
 def abstract(
   model: families.Config,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   layout: Layout,
 ) -> TrainState:
   """Shapes, types and shardings of the state; nothing is computed."""
@@ -70,7 +111,7 @@ def abstract(
 
 def init(
   model: families.Config,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   layout: Layout,
   seed: int,
   mup_width: int | None = None,
@@ -80,7 +121,7 @@ def init(
 
   Args:
     model: what is trained.
-    optimizer: as `optim.make` builds it.
+    optimizer: as `run.make_step` gives it.
     layout: where it lives.
     seed: of the parameters.
     mup_width: as in the optimizer's config.

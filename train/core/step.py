@@ -24,7 +24,7 @@ def make(
   optimizer: optax.GradientTransformationExtraArgs,
   *,
   n_micro: int = 1,
-  seed: int = 0,
+  seed: int | Array = 0,
   axes: leaves.Axes | None = None,
   grad_shardings: Any = None,
   judge: guard.Config | None = None,
@@ -42,7 +42,8 @@ def make(
     seed: of dropout; a step's key depends on its number alone.
     axes: names of the parameters' dims, for the norms to leave out what no
       gradient trains; None: all are trained.
-    grad_shardings: where the sum of the gradients lives, a tree like params.
+    grad_shardings: where the sum of the gradients lives, a tree like params of
+      shardings, or of specs in whatever mesh is in use.
     judge: what makes a step bad; None: the defaults.
   """
 
