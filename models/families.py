@@ -82,7 +82,8 @@ def axes(config: Config) -> Params:
 
 @functools.cache
 def _shapes(config: Config) -> Params:
-  return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+  with rules.nowhere():
+    return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
 
 
 def _boxed(config: Config, key: Array) -> Params:

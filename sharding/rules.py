@@ -448,8 +448,25 @@ def apart(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
   )
 
 
+_ABSTRACT: contextvars.ContextVar[bool] = contextvars.ContextVar(
+  "abstract", default=False
+)
+
+
+@contextlib.contextmanager
+def nowhere() -> Iterator[None]:
+  """Within: only shapes are asked for, and no device is started to know them."""
+  token = _ABSTRACT.set(True)
+  try:
+    yield
+  finally:
+    _ABSTRACT.reset(token)
+
+
 def platform() -> str:
   """Of the devices that the layout is for, which need not be here: cpu, ..."""
+  if _ABSTRACT.get():
+    return "none"
   layout = current()
   devices = getattr(layout and layout.mesh, "devices", None)
   return jax.default_backend() if devices is None else devices.flat[0].platform

@@ -52,6 +52,14 @@ STOP = {"metric": "heldout_loss"}
       "scanned=False keeps every layer apart",
     ),
     (
+      dict(optim={"streamed": True}, model={"scanned": False}),
+      "model.scanned=False stacks none",
+    ),
+    (
+      dict(optim={"streamed": True}, mesh={"data": 4, "stage": 2}),
+      "mesh.stage=2 has them on different devices",
+    ),
+    (
       dict(mesh={"data": 4, "stage": 2}, model={"dtype": "float16"}),
       "float16 with mesh.stage=2",
     ),

@@ -154,6 +154,27 @@ def _rounds(train, optim):
     )
 
 
+def _streamed(model, optim, mesh, train):
+  if not getattr(optim, "streamed", False):
+    return
+  what = (
+    "optim.streamed=True fetches the moments of one stacked layer at a time"
+  )
+  if not model.scanned:
+    raise ValueError(
+      f"{what}, and model.scanned=False stacks none: leave one of the two out."
+    )
+  if mesh.stage != 1:
+    raise ValueError(
+      f"{what}, and mesh.stage={mesh.stage} has them on different devices: give "
+      "stage=1, or keep the moments in fewer bits (optim.moments)."
+    )
+  if train.diloco is not None:
+    raise ValueError(
+      f"{what}, and train.diloco has a copy for each replica: leave one out."
+    )
+
+
 def _measured(train, checkpoint, eval):
   for key, wish in (
     ("train.stop_early", train.stop_early),
@@ -185,5 +206,5 @@ def _samples(model, eval, generate):
 
 _RULES = (
   _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _ahead,
-  _optimizer, _rounds, _measured, _samples,
+  _optimizer, _rounds, _streamed, _measured, _samples,
 )  # fmt: skip
