@@ -143,7 +143,7 @@ class _Sums:
 
   @property
   def n_bytes(self) -> float:
-    return sum(n * size for n, size in self.exchanges.values())
+    return float(sum(n * size for n, size in self.exchanges.values()))
 
   def add(self, other: "_Sums", times: int = 1) -> None:
     self.flops += times * other.flops
