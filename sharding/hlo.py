@@ -197,7 +197,13 @@ class _Walk:
     elif kind in KINDS:
       axes, size = _span(line.rest, self._mesh)
       channel = line.refers("channel_id") or line.name
-      sums.exchange((channel, kind, axes), 1, _wire(kind, line.type, size))
+      if kind == "ragged-all-to-all":  # all of them stand under one channel
+        channel = line.name
+      n_bytes = _wire(kind, line.type, size)
+      if kind == "ragged-all-to-all" and (sent := lines.get(line.inputs[0])):
+        # One side has room for the worst case, the other what there is.
+        n_bytes = min(n_bytes, _wire(kind, sent.type, size))
+      sums.exchange((channel, kind, axes), 1, n_bytes)
     elif line.op == "recv" and _FAR.search(line.rest):
       kind, axes, size = _across_slices(line.rest, self._mesh)
       received = line.type.split("]")[0] + "]"  # and a context, and a token
