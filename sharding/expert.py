@@ -2,9 +2,10 @@
 
 Every shard routes its own tokens. With a capacity, its buckets then go to the
 shards that hold their experts and come back: two all-to-alls. Without one,
-nobody knows how much goes where: the shards of a group gather each other's rows,
-each computes its experts' part, and the parts are added up where the rows
-belong. Where rows are split over `context`, every part of a row counts as a row:
+nobody knows ahead how much goes where. On TPUs as much goes as there is, into
+room for the worst case (ragged all-to-all); elsewhere the shards of a group
+gather each other's rows, each computes its experts' part, and the parts are
+added up where the rows belong. Where rows are split over `context`, every part of a row counts as a row:
 it has a room of its own in each expert.
 """
 
@@ -14,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sharding import rules
 
@@ -57,6 +59,40 @@ class Group:
     if self.size == 1:
       return parts
     return jax.lax.psum_scatter(parts, AXIS, scatter_dimension=0, tiled=True)
+
+  @property
+  def sends(self) -> bool:
+    """Whether rows travel one by one, to where their experts lie."""
+    return self.size > 1 and rules.platform() == "tpu"
+
+  def loads(self, own: Int[Array, "E"]) -> Int[Array, "S E"]:
+    """Rows for each expert that each shard of the group has."""
+    return jax.lax.all_gather(own, AXIS)
+
+  def send(
+    self, x: Float[Array, "U D"], n_rows: int, counts: Int[Array, "S S"]
+  ) -> Float[Array, "..."]:
+    """Sends as many rows as counts[own, s] to each shard s, one after another.
+
+    Args:
+      x: rows for the first shard, for the second, and so on.
+      n_rows: room for what arrives: as much as all may send.
+      counts: the same everywhere; transposed, the way back.
+
+    Returns:
+      Rows of the first shard, of the second, and so on; 0 behind them.
+    """
+    own = jax.lax.axis_index(AXIS)
+    empty = jnp.zeros_like(x, shape=(n_rows, x.shape[1]))
+    return jax.lax.ragged_all_to_all(
+      x,
+      empty,
+      (jnp.cumsum(counts, 1) - counts)[own],
+      counts[own],
+      (jnp.cumsum(counts, 0) - counts)[own],
+      counts[:, own],
+      axis_name=AXIS,
+    )
 
   def total(self, x: Any) -> Any:
     """The sum over all shards of the batch."""

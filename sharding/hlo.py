@@ -143,7 +143,7 @@ class _Sums:
 
   @property
   def n_bytes(self) -> float:
-    return sum((n * size for n, size in self.exchanges.values()), 0.0)
+    return float(sum(n * size for n, size in self.exchanges.values()))
 
   def add(self, other: "_Sums", times: int = 1) -> None:
     self.flops += times * other.flops
@@ -197,7 +197,13 @@ class _Walk:
     elif kind in KINDS:
       axes, size = _span(line.rest, self._mesh)
       channel = line.refers("channel_id") or line.name
-      sums.exchange((channel, kind, axes), 1, _wire(kind, line.type, size))
+      if kind == "ragged-all-to-all":  # all of them stand under one channel
+        channel = line.name
+      n_bytes = _wire(kind, line.type, size)
+      if kind == "ragged-all-to-all" and (sent := lines.get(line.inputs[0])):
+        # One side has room for the worst case, the other what there is.
+        n_bytes = min(n_bytes, _wire(kind, sent.type, size))
+      sums.exchange((channel, kind, axes), 1, n_bytes)
     elif line.op == "recv" and _FAR.search(line.rest):
       kind, axes, size = _across_slices(line.rest, self._mesh)
       received = line.type.split("]")[0] + "]"  # and a context, and a token

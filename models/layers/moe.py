@@ -320,18 +320,64 @@ def places(
 
 
 def _dropless(module, group, x, ids, gates, live, weights):
-  """Sorts the group's tokens by expert; ragged groups, one for each here."""
+  """Every token reaches its experts: it is sent there, or all are gathered."""
   del live  # padding has a gate of 0
+  if group.sends:
+    return _sent(module, group, x, ids, gates, weights)
   x_BTD, ids, gates = group.gather(x), group.gather(ids), group.gather(gates)
   n_here, n_choices = jax.tree.leaves(weights)[0].shape[0], ids.shape[-1]
   own_U = ids.reshape(-1) - group.first(n_here)
   # What belongs to others is sorted behind all groups and counts as zero.
   own_U = jnp.where((own_U >= 0) & (own_U < n_here), own_U, n_here)
   order_U = jnp.argsort(own_U, stable=True)
-  sizes_E = jnp.bincount(own_U, length=n_here + 1)[:n_here].astype(jnp.int32)
   token_U = order_U // n_choices
   x_UD = x_BTD.reshape(-1, x.shape[-1])[token_U]
+  y_UD = _by_expert(module, x_UD, own_U[order_U], weights)
+  y_UD *= gates.reshape(-1)[order_U][:, None]
+  out = jnp.zeros_like(y_UD, shape=(len(order_U) // n_choices, x.shape[-1]))
+  out = out.at[token_U].add(y_UD).reshape(x_BTD.shape)
+  return group.add_up(out), jnp.zeros((), jnp.int32)
 
+
+def _sent(module, group, x, ids, gates, weights):
+  """Rows travel to the shards of their experts, and what comes of them back.
+
+  There is room for the worst case, that all of the group's choose experts of
+  one shard; on the wire is what is chosen.
+  """
+  n_here, n_choices = jax.tree.leaves(weights)[0].shape[0], ids.shape[-1]
+  order_U = jnp.argsort(ids.reshape(-1), stable=True)
+  token_U = order_U // n_choices
+  x_UD = x.reshape(-1, x.shape[-1])[token_U]
+  loads_SE = group.loads(
+    jnp.bincount(ids.reshape(-1), length=group.size * n_here)
+  )
+  counts_SS = loads_SE.reshape(group.size, group.size, n_here).sum(-1)
+  # A token chooses an expert once: of the few here, each once.
+  n_room = group.size * len(order_U) // n_choices * min(n_choices, n_here)
+  x_RD = group.send(x_UD, n_room, counts_SS)
+
+  # What has come is sorted by shard, and for each by expert.
+  first = group.first(n_here)
+  loads_SE = jax.lax.dynamic_slice_in_dim(loads_SE, first, n_here, 1)
+  ends = jnp.cumsum(loads_SE.reshape(-1))
+  at_R = jnp.cumsum(jnp.zeros(n_room + 1, jnp.int32).at[ends].add(1))[:-1]
+  own_R = jnp.where(at_R < len(ends), at_R % n_here, n_here)
+  order_R = jnp.argsort(own_R, stable=True)
+  y_RD = _by_expert(module, x_RD[order_R], own_R[order_R], weights)
+  y_RD = jnp.zeros_like(y_RD).at[order_R].set(y_RD, unique_indices=True)
+
+  y_UD = group.send(y_RD, len(order_U), counts_SS.T)
+  y_UD *= gates.reshape(-1)[order_U][:, None]
+  out = jnp.zeros_like(y_UD, shape=(len(order_U) // n_choices, x.shape[-1]))
+  out = out.at[token_U].add(y_UD).reshape(x.shape)
+  return out, jnp.zeros((), jnp.int32)
+
+
+def _by_expert(module, x_UD, own_U, weights):
+  """Rows that are sorted by the number of their expert here; 0 for the rest."""
+  n_here = jax.tree.leaves(weights)[0].shape[0]
+  sizes_E = jnp.bincount(own_U, length=n_here + 1)[:n_here].astype(jnp.int32)
   act = ACTIVATIONS[module.activation]
   gate_UF, up_UF = (
     ragged(x_UD, weights[name], sizes_E, module.dtype)
@@ -339,9 +385,4 @@ def _dropless(module, group, x, ids, gates, live, weights):
   )
   y_UD = ragged(act(gate_UF) * up_UF, weights["down"], sizes_E, module.dtype)
   # Rows that no group covers hold anything.
-  covered = jnp.arange(len(order_U)) < sizes_E.sum()
-  scale_U = gates.reshape(-1)[order_U]
-  y_UD = jnp.where(covered[:, None], y_UD, 0) * scale_U[:, None]
-  out = jnp.zeros_like(y_UD, shape=(len(order_U) // n_choices, x.shape[-1]))
-  out = out.at[token_U].add(y_UD).reshape(x_BTD.shape)
-  return group.add_up(out), jnp.zeros((), jnp.int32)
+  return jnp.where((own_U < n_here)[:, None], y_UD, 0)

@@ -1,7 +1,7 @@
 """Replicas that train alone, and meet once a round."""
 
 import functools
-import json
+import shutil
 
 import chex
 import jax
@@ -231,12 +231,6 @@ def test_a_run_of_rounds_learns_and_resumes_within_one(page, tmp_path):
   chex.assert_trees_all_equal(jax.device_get(loaded), end["params"])
 
   again = epath.Path(tmp_path) / "again"
-  kept = again / "checkpoints" / "6"
-  for path in (workdir / "checkpoints/6").glob("**/*"):
-    if not path.is_dir():
-      target = kept / path.relative_to(workdir / "checkpoints/6")
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes(path.read_bytes())
+  shutil.copytree(workdir / "checkpoints/6", again / "checkpoints/6")
   pretrain.main(config, again)
-  assert json.loads((again / "checkpoints/12/card.json").read_text())
   chex.assert_trees_all_equal(_arrays(again / "checkpoints/12"), end)
