@@ -1,8 +1,10 @@
 """DeepSeek-V3, 671 B parameters, 37 B of them active.
 
 arXiv 2412.19437, section 4.2: its sizes, batch, schedule and weights of losses;
-its data is not published. The batch does not grow, and no group of experts is
-tied to a node. 1024 v5p or 512 chips of v7x: 32 shards of 32 groups of experts. Not run on hardware.
+its data is not published. Deviations: the batch does not grow, no group of
+experts is tied to a node, and an expert has a room (the paper drops no token).
+1024 v5p or 512 chips of v7x: 32 shards of 32 groups of experts.
+Not run on hardware.
 
     python -m train.pretrain --config=configs/deepseek_v3.py:source=web/ \\
       --workdir=runs/deepseek_v3
@@ -26,6 +28,7 @@ def get_config(arg: str = ""):
   )
   config.model.rope_scaling = None  # the length is only stretched afterwards
   config.model.attention = dict(mscale=0.0)
+  config.model.experts = dict(capacity_factor=1.25)  # None: dropless
   config.model.max_length = 4096
   config.tokenizer = dict(
     kind="tokenizers_bpe", vocab_size=128_000, sample_bytes=500_000_000

@@ -194,6 +194,8 @@ def eval_batches(
   them is the same for every size and number of hosts. Every host steps as
   often. Rows without a document have no weight.
   """
+  if not corpora:
+    return
   packer = packing.Packer(mixture.joined(corpora), ends=corpora[0].ends)
   # Targets of all documents up to each: where a row begins is known from the
   # lengths, so that a host reads what its own rows hold and no more.

@@ -456,11 +456,12 @@ _ABSTRACT: contextvars.ContextVar[bool] = contextvars.ContextVar(
 @contextlib.contextmanager
 def nowhere() -> Iterator[None]:
   """Within: only shapes are asked for, and no device is started to know them."""
-  token = _ABSTRACT.set(True)
+  tokens = _ABSTRACT.set(True), _CURRENT.set(None)
   try:
     yield
   finally:
-    _ABSTRACT.reset(token)
+    _ABSTRACT.reset(tokens[0])
+    _CURRENT.reset(tokens[1])
 
 
 def platform() -> str:

@@ -186,6 +186,7 @@ def numbers(n, length=10, first=0):
     folder="",
     tokenizer="",
     vocab_size=2**31 - 1,
+    ends=(1, 2),
   )
 
 

@@ -152,7 +152,7 @@ def test_bytes_are_utf8_plus_three(learned):
 
 def test_no_merge_spells_a_control(learned):
   """The trainer would give a merge that reads "</s>" the control's id."""
-  model = json.loads(learned["tokenizers_bpe"]._blob)["model"]
+  model = json.loads(learned["tokenizers_bpe"].blob)["model"]
   spelt = {"".join(merge) for merge in model["merges"]}
   assert spelt and not spelt & set(tokenizer.CONTROLS)
 

@@ -239,7 +239,15 @@ def make(
     search = optax.scale_by_zoom_linesearch(
       config.search_steps, initial_guess_strategy="one"
     )
-    return _in_float32(optax.lbfgs(schedule, config.n_pairs, linesearch=search))
+    lbfgs = optax.lbfgs(schedule, config.n_pairs, linesearch=search)
+
+    def update(*args, is_good=True, **extra):
+      del is_good  # nothing of it is kept elsewhere
+      return lbfgs.update(*args, **extra)
+
+    return _in_float32(
+      optax.GradientTransformationExtraArgs(lbfgs.init, update)
+    )
 
   def lr(count):
     return config.lr * schedule(count)
