@@ -112,6 +112,7 @@ def _both_thetas(s: Settings, defaults: dict[str, Any]) -> dict[str, Any]:
 def _windows(s: Settings, n_layers: int, every: int) -> dict[str, Any]:
   """Which layers slide: all but every so manieth, if nothing else is said."""
   every = s.take("sliding_window_pattern", every)
+  every = s.take("_sliding_window_pattern", every)  # as they write it
   window, kinds = s.take("sliding_window", 4096), s.take("layer_types", None)
   if kinds is None:
     kinds = [

@@ -76,7 +76,9 @@ def theirs(config: llama.Config) -> dict[str, Any]:
   if kind == "mistral":
     extra = {"sliding_window": c.window}
   elif kind == "smollm3":
-    extra = {"no_rope_layers": [int(k != "unrotated") for k in _layers(c)]}
+    turned = [int(k != "unrotated") for k in _layers(c)]
+    # Padding is the tokenizer's to say; it would be 128,004.
+    extra = {"no_rope_layers": turned, "pad_token_id": None}
   else:
     extra = windows(c)
   return {**common(c, kind, *KINDS[kind]), **extra}

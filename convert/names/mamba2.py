@@ -71,7 +71,8 @@ def ours(s: Settings) -> mamba2.Config:
   s.expect("hidden_act", "silu")
   s.expect("rms_norm", True)
   limit = s.take("time_step_limit", None)
-  if limit is not None and limit not in ([0.0, float("inf")], [0, "Infinity"]):
+  endless = float("inf"), "Infinity", {"__float__": "Infinity"}
+  if limit is not None and (limit[0] != 0 or limit[1] not in endless):
     s.expect("time_step_limit", None)
   for key in (  # follow from others, or are of the start of training
     "expand",

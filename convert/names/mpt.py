@@ -61,7 +61,9 @@ def ours(s: Settings) -> mpt.Config:
   attention.expect("attn_type", "multihead_attention")
   for key in ("clip_qkv", "softmax_scale"):
     attention.expect(key, None)
-  for key in ("prefix_lm", "qk_ln", "attn_uses_sequence_id"):
+  for key in (
+    "prefix_lm", "qk_ln", "attn_uses_sequence_id", "is_encoder_decoder",
+  ):  # fmt: skip
     attention.expect(key, False)
   for key in ("attn_impl", "attn_pdrop", "model_type"):
     attention.take(key, None)

@@ -49,6 +49,7 @@ def theirs(config: phi3.Config) -> dict[str, Any]:
   fixed = dict(qk_normed=False, qkv_biased=False)
   settings.agree("phi3", c, **fixed, pattern=pattern * len(c.pattern))
   found = llama.common(c, "phi3", *KINDS["phi3"])
+  found["pad_token_id"] = None  # the tokenizer's to say; 32,000 unsaid
   original = getattr(c.rope_scaling, "original_length", None)
   if original is not None:
     found["original_max_position_embeddings"] = original
