@@ -63,23 +63,23 @@ def make(
     )
     done = state.step + 1
 
+    # The figures are exchanged within: beside a branch that exchanges too, CPU
+    # devices may take the two in different orders and wait for each other.
+    def figures():
+      return jax.tree.map(lambda x: x.sum(0), metrics), told(verdict)
+
     def meet():
-      return outer(
-        config, state.params, copies.params, state.opt_state.momentum
-      )
+      momentum = state.opt_state.momentum
+      return outer(config, state.params, copies.params, momentum), figures()
 
     def go_on():
-      return state.params, copies.params, state.opt_state.momentum
+      return (state.params, copies.params, state.opt_state.momentum), figures()
 
-    params, own, momentum = jax.lax.cond(
+    (params, own, momentum), (summed, said) = jax.lax.cond(
       done % config.round_steps == 0, meet, go_on
     )
     new = Round(copies.replace(params=own), momentum)
-    return (
-      TrainState(done, params, new, state.guard),
-      jax.tree.map(lambda x: x.sum(0), metrics),
-      told(verdict),
-    )
+    return TrainState(done, params, new, state.guard), summed, said
 
   return step
 
