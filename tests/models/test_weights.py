@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from benchmarks.parity import cases
 from models import families, weights
 from models.weights import LoraArray, QuantArray
+from sharding import rules
 
 SIZES = dict(B=2, T=6, D=8, N=4, H=6, F=10, V=12)
 # Every form in which the models multiply by a weight.
@@ -200,3 +201,30 @@ def test_a_frozen_base_gets_no_gradient():
   )(lora(w, w))
   assert not np.any(gradient.base)
   assert np.all(gradient.a) and np.all(gradient.b)
+
+
+@pytest.mark.parametrize(
+  "spec", ["BTD,DNH->BTNH", "BTNH,NHD->BTD", "ETD,EDF->ETF"]
+)
+def test_what_other_devices_multiply_is_the_same(spec, monkeypatch):
+  """A CPU has a form of its own; this is the other, of values and gradients."""
+  sizes = dict(B=2, T=3, D=8, N=4, H=5, E=2, F=6)
+  rng = np.random.default_rng(0)
+  x, w = (
+    jnp.float32(rng.normal(size=[sizes[d] for d in dims]))
+    for dims in spec.split("->")[0].split(",")
+  )
+
+  def found():
+    out, pull = jax.vjp(
+      lambda x, w: weights.einsum(spec, x, w, jnp.dtype("float32")), x, w
+    )
+    return out, pull(jnp.cos(out))
+
+  here = found()
+  monkeypatch.setattr(rules, "platform", lambda: "gpu")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    found(),
+    here,
+  )
