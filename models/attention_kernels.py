@@ -9,9 +9,10 @@
              mask: two bytes for a query and key of a row, for all heads
 
 The layout names one. "auto" is splash on TPUs and cudnn on GPUs where they can
-run, and else the reference; `choose` says which. One that is asked for by name and cannot run is
-an error. Where rows are split over `context`, the kernel runs within what
-models/context_attention.py says, and "auto" never takes the reference.
+run, and else the reference; `choose` says which. One that is asked for by name
+and cannot run is an error. Where rows are split over `context`, the kernel runs
+within what models/context_attention.py says, and "auto" never takes the
+reference.
 """
 
 import dataclasses

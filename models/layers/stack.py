@@ -54,9 +54,8 @@ class Side:
   """What every layer sees beside the residual stream."""
 
   mask: Mask
-  rotary: dict[
-    str, Rotary
-  ]  # by kind of layer; one that is not there turns none
+  # By kind of layer; one that is not there turns none.
+  rotary: dict[str, Rotary]
   deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
 
