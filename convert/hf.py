@@ -54,6 +54,12 @@ def take(src: epath.Path, out: epath.Path, dtype: str = "") -> families.Config:
   except (ValueError, TypeError, OSError) as error:
     raise ValueError(f"{src} has no config.json to read: {error}.") from error
   config = catalogue.read(read)
+  if _stretching(config) == "longrope":
+    print(
+      "LongRoPE: its factors are chosen by model.max_length="
+      f"{config.max_length} for texts of all lengths; theirs takes the short "
+      f"ones up to {config.rope_scaling.original_length} tokens."
+    )
   there = shards.find(src)
   pieces = [
     tensors.pieces(config, rows)
@@ -112,6 +118,12 @@ def give(
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"{out} is there and not empty: give another --out.")
   config = checkpoint.config(path)
+  if _stretching(config) == "ntk":
+    raise ValueError(
+      f"{path} has model.rope_scaling.kind=ntk, the same stretch for texts of "
+      "all lengths; theirs follows the length of each text and would give other "
+      "numbers. There is no way out of this model as it is."
+    )
   settings = catalogue.of(config).theirs(config)
   source = arrays.Source(path / "params")
   places = tensors.Places(config)
@@ -139,6 +151,10 @@ def give(
     settings |= vocabulary.write(tokenizers.load(path), out)
   (out / "config.json").write_text(json.dumps(settings, indent=2))
   return written
+
+
+def _stretching(config: families.Config) -> str | None:
+  return getattr(getattr(config, "rope_scaling", None), "kind", None)
 
 
 def _import() -> None:

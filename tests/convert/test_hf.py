@@ -179,6 +179,22 @@ def test_what_is_there_is_not_overwritten(tiny, tmp_path):
     hf.take(epath.Path(tmp_path / "theirs"), path)
 
 
+def test_a_stretch_that_theirs_would_make_another_is_not_exported(
+  tiny, tmp_path
+):
+  path, _ = tiny(NTK)
+  with pytest.raises(ValueError, match="rope_scaling.kind=ntk"):
+    hf.give(path, epath.Path(tmp_path / "theirs"))
+  assert not (tmp_path / "theirs").exists()
+
+
+def test_longrope_is_told_on_the_way_in(tiny, tmp_path, capsys):
+  path, _ = tiny("phi3_long")
+  hf.give(path, epath.Path(tmp_path / "theirs"))
+  hf.take(epath.Path(tmp_path / "theirs"), epath.Path(tmp_path / "back"))
+  assert "theirs takes the short ones up to" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_is_not_exported(tiny, tmp_path):
   path, _ = tiny("llama")
   (path / "config.json").write_text("{}")
