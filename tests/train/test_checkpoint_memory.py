@@ -105,6 +105,10 @@ def test_a_save_takes_twice_the_state_a_restore_1_3_times(tmp_path):
 
 @pytest.mark.slow
 def test_fifty_saves_keep_nothing(tmp_path):
-  """Behind the 50th, no more stays in memory than behind the 10th."""
+  """Behind the 50th, no more stays in memory than behind the 10th.
+
+  A hundredth of the state kept by each save would be 0.4 of it; what pages
+  malloc happens to hold is up to 0.03 where other programs run.
+  """
   after = _run(_SAVE, tmp_path, 50)["after"]
-  assert after[49] - after[9] <= 0.02
+  assert after[49] - after[9] <= 0.1
