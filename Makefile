@@ -15,7 +15,7 @@ demo: .venv/core
 	$(VENV) -m train.report --workdir=runs/demo
 
 test: .venv/test
-	$(VENV) -m pytest -n 2 -m "not slow and not parity" --durations=10
+	$(VENV) -m pytest -n 2 -m "not slow and not parity and not real_weights" --durations=10
 
 parity: .venv/parity
 	$(VENV) -m pytest -m parity
