@@ -140,7 +140,7 @@ class Model(nn.Module):
     layers = stack.Stack(
       self.block, c, c.n_layers, c.pattern, c.remat, c.scanned, name="stack"
     )
-    return layers(x, stack.Side(seen, None, deterministic))
+    return layers(x, stack.Side(seen, {}, deterministic))
 
   def kinds(
     self, tokens: Int[Array, "B T"], types: Int[Array, "B T"] | None
