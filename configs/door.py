@@ -293,6 +293,9 @@ def build(
         f"config.{section} is no section; the nearest is config.{near}."
       )
     _section(page, section)
+  for section, choice in sections.items():
+    if isinstance(choice, fields.Choice):
+      page[section] = {"name": choice.default, **_section(page, section)}
   try:
     # What picks the class goes first, for it types the other overrides.
     for override in sorted(overrides, key=lambda o: not _picks(o)):

@@ -22,6 +22,15 @@ from typing import Annotated, Any
 
 from configs import ranges
 
+
+class Choice(dict):
+  """What a section's key `name` may pick, and what it is where nothing does."""
+
+  def __init__(self, options: Mapping[str, type], default: str):
+    super().__init__(options)
+    self.default = default
+
+
 # Section of a page -> its dataclass, or what the section's key `name` may pick.
 Sections = Mapping[str, type | Mapping[str, type]]
 

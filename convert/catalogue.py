@@ -1,7 +1,8 @@
 """Which file of `convert.names` is of which family, and what each has.
 
 KINDS   their model_type -> the classes of theirs whose weights we hold
-ROWS    which tensor of theirs is which of ours
+ROWS    which tensor of theirs is which of ours; `rows(config)` where the config
+        has a say in it
 theirs  our Config -> the keys of their config.json
 ours    their config.json (convert/settings.py) -> our Config
 
@@ -16,12 +17,16 @@ import re
 from types import ModuleType
 
 from convert.names import (
+  bert,
+  bigbird,
   bloom,
   deepseek,
+  distilbert,
   falcon,
   gemma,
   gpt,
   llama,
+  longformer,
   mamba2,
   mixtral,
   mpt,
@@ -29,6 +34,7 @@ from convert.names import (
   olmo2,
   opt,
   phi3,
+  roberta,
   stablelm,
 )
 from convert.names.row import Row
@@ -50,6 +56,11 @@ FAMILIES: dict[str, ModuleType] = {
   "mpt": mpt,
   "falcon": falcon,
   "mamba2": mamba2,
+  "bert": bert,
+  "roberta": roberta,
+  "distilbert": distilbert,
+  "longformer": longformer,
+  "bigbird": bigbird,
 }
 
 # What older versions kept beside the weights, and what follows from the config.
@@ -61,10 +72,16 @@ def of(config: families.Config) -> ModuleType:
   return FAMILIES[families.name(config)]
 
 
+def rows(config: families.Config) -> tuple[Row, ...]:
+  """Which tensor of theirs is which of ours."""
+  names = of(config)
+  return names.rows(config) if hasattr(names, "rows") else names.ROWS
+
+
 def in_files(config: families.Config) -> tuple[Row, ...]:
   """The rows of a config's family as their files have them."""
   names = of(config)
-  return names.in_files(config) if hasattr(names, "in_files") else names.ROWS
+  return names.in_files(config) if hasattr(names, "in_files") else rows(config)
 
 
 def unused(config: families.Config) -> re.Pattern:

@@ -1,6 +1,7 @@
-"""What a model is trained on: five arrays of one shape."""
+"""What a model is trained on: five arrays of one shape, and what goes beside."""
 
 import typing
+from typing import Any
 
 import flax.struct
 from jaxtyping import Array, Float, Int
@@ -23,3 +24,9 @@ class Batch:
   weights: Float[Array, "B T"]  # 0 where a target does not count
   segment_ids: Int[Array, "B T"]  # 0 is padding
   positions: Int[Array, "B T"]
+  types: Int[Array, "B T"] | None = None  # for families that tell texts apart
+
+  @property
+  def beside(self) -> dict[str, Any]:
+    """What a model is called with beside the tokens."""
+    return {} if self.types is None else {"types": self.types}

@@ -4,9 +4,13 @@ A document is BOS, its ids, EOS. Its tokens are all but the last of them and its
 targets all but the first, so each target is predicted exactly once, EOS too.
 A document that does not fit continues in the packer's next row, as a segment
 of its own with positions from 0: a position embedding of T entries suffices.
+
+In pairs (BERT, arXiv 1810.04805) a segment is BOS, a part of a document, EOS,
+what follows or a part of another document, EOS. Nothing is shifted: the target of
+its first token is 1 where the second part comes from elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,10 +18,11 @@ from data.batch import Batch
 from data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 ENDS = (BOS_ID, EOS_ID)  # of a document, where its tokenizer has no others
+ROOM = 16  # tokens that a row has left for a pair, or is full
 
 
-def blank(size: int, length: int) -> Batch:
-  """A batch of padding, to be filled."""
+def blank(size: int, length: int, *, paired: bool = False) -> Batch:
+  """A batch of padding, to be filled; `paired` tells two texts apart."""
   shape = (size, length)
   return Batch(
     tokens=np.full(shape, PAD_ID, np.int32),
@@ -25,6 +30,7 @@ def blank(size: int, length: int) -> Batch:
     weights=np.zeros(shape, np.float32),
     segment_ids=np.zeros(shape, np.int32),
     positions=np.zeros(shape, np.int32),
+    types=np.zeros(shape, np.int32) if paired else None,
   )
 
 
@@ -97,6 +103,69 @@ class Packer:
     return self._first + self._n_done * self._step
 
 
+class PairPacker(Packer):
+  """Fills rows with pairs of texts, half of them from two documents.
+
+  Its state too is two numbers: the document, and the tokens of it that are
+  used. A last token that is left alone is passed over.
+  """
+
+  def __init__(
+    self,
+    documents: Sequence,
+    seed: int,
+    first: int = 0,
+    step: int = 1,
+    ends: tuple[int, int] = ENDS,
+  ):
+    """Reads documents first, first + step, ... of a sequence."""
+    super().__init__(documents, first, step, ends)
+    self._seed = seed
+
+  def fill(self, batch: Batch, row: int) -> list[int]:
+    """Writes one row, as `Packer.fill` does; the rest of it is padding."""
+    indices: list[int] = []
+    filled, length = 0, batch.tokens.shape[1]
+    while not self.exhausted and length - filled >= ROOM:
+      if self._sequence is None:
+        self._sequence = self._documents[self._index]
+      rest = self._sequence[self._offset :]
+      if len(rest) < 2:
+        self.state = (self._n_done + 1, 0)
+        continue
+      n = min(len(rest), length - filled - 3)
+      first, second, foreign = self._draw(rest[:n])
+      indices.append(self._index)
+      pair = np.concatenate([self._bos, first, self._eos, second, self._eos])
+      here = np.s_[row, filled : filled + len(pair)]
+      batch.tokens[here] = pair
+      batch.targets[row, filled] = foreign
+      batch.weights[here] = 1
+      batch.segment_ids[here] = len(indices)
+      batch.positions[here] = np.arange(len(pair))
+      batch.types[here] = np.arange(len(pair)) >= len(first) + 2
+      filled += len(pair)
+      self._offset += len(first) if foreign else n
+    return indices
+
+  def _draw(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Cuts a text in two, and may put another in the place of the second."""
+    place = self._seed, self._index, self._offset
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(place)))
+    cut = int(rng.integers(1, len(text)))
+    first, second = text[:cut], text[cut:]
+    if rng.random() < 0.5:
+      return first, second, False
+    # Documents come in a random order: those ahead are as good as any.
+    ahead = self._index + int(rng.integers(1, 1000))
+    other = self._documents[ahead % len(self._documents)]
+    same = len(other) == len(self._sequence) and (other == self._sequence).all()
+    if same or not len(other):
+      return first, second, False
+    start = int(rng.integers(max(len(other) - len(second), 0) + 1))
+    return first, other[start : start + len(second)], True
+
+
 class Interleaved:
   """Packers that fill one row each in turn, over documents of their own.
 
@@ -105,16 +174,18 @@ class Interleaved:
   """
 
   def __init__(
-    self,
-    documents: Sequence,
-    first: int,
-    step: int,
-    n_packers: int,
-    ends: tuple[int, int] = ENDS,
+    self, make: Callable[..., Packer], first: int, step: int, n_packers: int
   ):
-    """Reads documents first, first + step, ..., dealt out to the packers."""
+    """Reads documents first, first + step, ..., dealt out to the packers.
+
+    Args:
+      make: gives a packer of a first document and a step.
+      first: document of a sequence.
+      step: to the next.
+      n_packers: that fill a row each in turn.
+    """
     self._packers = [
-      Packer(documents, first + i * step, step * n_packers, ends)
+      make(first=first + i * step, step=step * n_packers)
       for i in range(n_packers)
     ]
     self._turn = 0

@@ -7,6 +7,7 @@ run may resume on another number: it reads other rows of the same state.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import queue
@@ -32,12 +33,23 @@ class Config:
   size: Count = 32  # rows in the global batch
   length: Count = 256  # tokens in a row
   # "segments": a token sees its own document only. "stream": all before it.
-  packing: Literal["segments", "stream"] = "segments"
+  # "pairs": two texts side by side, for BERT.
+  packing: Literal["segments", "stream", "pairs"] = "segments"
   n_interleaved: Count = 1  # documents that a row reads in turn, a row of each
   n_ahead: Count = 4  # batches that are made while the devices work
 
   def __post_init__(self):
     fields.check(self)
+    if self.packing == "pairs" and self.length < packing.ROOM:
+      raise ValueError(
+        f"length={self.length} with packing='pairs': a row has no room for a "
+        f"pair. Give {packing.ROOM} or more."
+      )
+
+  def blank(self, n_rows: int) -> Batch:
+    """Rows of padding, of the shapes that a batch of this config has."""
+    paired = self.packing == "pairs"
+    return packing.blank(n_rows, self.length, paired=paired)
 
 
 class Origin(NamedTuple):
@@ -85,6 +97,10 @@ class TrainBatches:
   def __init__(self, config, corpora, weights, rows, seed):
     self._corpora = corpora
     self._documents = mixture.shuffled(corpora, weights, seed)
+    make, args = packing.Packer, (self._documents,)
+    if config.packing == "pairs":
+      make, args = packing.PairPacker, (self._documents, seed)
+    self._make = functools.partial(make, *args, ends=corpora[0].ends)
     self._config, self._rows = config, list(rows)
     self._packers = [self._packer(row) for row in rows]
     self._made_from = {
@@ -103,7 +119,7 @@ class TrainBatches:
     return self
 
   def __next__(self) -> Batch:
-    batch = packing.blank(len(self._rows), self._config.length)
+    batch = self._config.blank(len(self._rows))
     for i, packer in enumerate(self._packers):
       packer.fill(batch, i)
     if self._config.packing == "stream":
@@ -136,7 +152,7 @@ class TrainBatches:
     for row in sorted(int(key) for key in state if key != "made_from"):
       packer = self._packer(row)
       packer.state = state[str(row)]
-      indices = packer.fill(packing.blank(1, self._config.length), 0)
+      indices = packer.fill(self._config.blank(1), 0)
       named[row] = [self._origin(index) for index in indices]
     return named
 
@@ -171,9 +187,9 @@ class TrainBatches:
       )
 
   def _packer(self, row: int) -> packing.Interleaved:
-    config, ends = self._config, self._corpora[0].ends
+    config = self._config
     return packing.Interleaved(
-      self._documents, row, config.size, config.n_interleaved, ends
+      self._make, row, config.size, config.n_interleaved
     )
 
   def _origin(self, index: int) -> Origin:

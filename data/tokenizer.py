@@ -31,7 +31,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from configs import fields
 from configs.ranges import Bytes, Count
@@ -149,6 +149,30 @@ class Tokenizer(abc.ABC):
     For a lossless kind they sum to the length of the encoded text.
     """
 
+  @functools.cached_property
+  def word_edges(self) -> Bool[np.ndarray, "2 V"]:
+    """Whether an id begins within a word, and whether one may go on behind it.
+
+    Two tokens in a row are of one word where the first may go on and the second
+    begins within.
+    """
+
+    def is_word(character: str) -> bool:
+      return character.isalnum() or character in ("_", "\ufffd")
+
+    pieces = self._pieces
+    return np.array(
+      [
+        [bool(piece) and is_word(piece[0]) for piece in pieces],
+        [bool(piece) and is_word(piece[-1]) for piece in pieces],
+      ]
+    )
+
+  @property
+  @abc.abstractmethod
+  def _pieces(self) -> list[str]:
+    """What each id writes; nothing for controls, U+FFFD for half a character."""
+
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without BOS and EOS."""
@@ -174,6 +198,10 @@ class _Bytes(Tokenizer):
   @functools.cached_property
   def token_bytes(self) -> Int[np.ndarray, "V"]:
     return np.array([0] * len(CONTROLS) + [1] * 256, np.int32)
+
+  @property
+  def _pieces(self) -> list[str]:
+    return ["" for _ in CONTROLS] + [_character(byte) for byte in range(256)]
 
   def encode(self, text: str) -> list[int]:
     raw = np.frombuffer(text.encode(), np.uint8)
@@ -221,6 +249,17 @@ class _SentencePiece(Tokenizer):
       elif not (model.is_control(i) or model.is_unknown(i)):
         sizes[i] = len(model.id_to_piece(i).replace("\u2581", " ").encode())
     return sizes
+
+  @property
+  def _pieces(self) -> list[str]:
+    def piece(i):
+      if self._model.is_byte(i):
+        return _character(int(self._model.id_to_piece(i)[1:-1], 16))
+      if self._model.is_control(i) or self._model.is_unknown(i):
+        return ""
+      return self._model.id_to_piece(i).replace("\u2581", " ")
+
+    return [piece(i) for i in range(self.vocab_size)]
 
   def encode(self, text: str) -> list[int]:
     if self._is_foreign:  # there U+2581 in a text is a space
@@ -309,6 +348,21 @@ class _HuggingFace(Tokenizer):
         sizes[i] = len(text.encode())
     return sizes
 
+  @property
+  def _pieces(self) -> list[str]:
+    if isinstance(self._model.model, tokenizers.models.BPE):
+      return [self.decode([i]) for i in range(self.vocab_size)]
+    names = [self._model.id_to_token(i) for i in range(self.vocab_size)]
+    return [
+      ""
+      if name in CONTROLS
+      else name.removeprefix("##")
+      # What does not continue a word begins one, whatever is before it.
+      if name.startswith("##")
+      else f" {name}"
+      for name in names
+    ]
+
   def encode(self, text: str) -> list[int]:
     return self._model.encode(text, add_special_tokens=False).ids
 
@@ -329,6 +383,10 @@ def make(
 ) -> Tokenizer:
   """A tokenizer from its one file, which is called so, and what is beside it."""
   return _KINDS[filename](blob, beside)
+
+
+def _character(byte: int) -> str:
+  return chr(byte) if byte < 128 else "\ufffd"
 
 
 def load(folder: epath.PathLike) -> Tokenizer:

@@ -15,7 +15,6 @@ within what models/context_attention.py says, and "auto" never takes the
 reference.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +44,9 @@ _EXTRAS = {"splash": ("softcap",), "cudnn": ()}
 
 def extras_of(config: Any) -> tuple[str, ...]:
   """What a model's config has done to the logits of its attention."""
-  return tuple(x for x in ("softcap", "alibi") if getattr(config, x, None))
+  return tuple(
+    x for x in ("softcap", "alibi", "marked") if getattr(config, x, None)
+  )
 
 
 def choose(
@@ -57,7 +58,8 @@ def choose(
     length: of the rows that are trained on.
     d_head: size of a head.
     dtype: of the computation.
-    extras: what is done to the logits: softcap, alibi.
+    extras: what is done to the logits: softcap, alibi; or marked, where tokens
+      are marked as what sees all or as of a text in blocks.
 
   Raises:
     ValueError: what was asked for cannot run here.
@@ -141,7 +143,11 @@ def run(
     slopes_N: of ALiBi, constants.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
-  asked = {"softcap": softcap is not None, "alibi": slopes_N is not None}
+  asked = {
+    "softcap": softcap is not None,
+    "alibi": slopes_N is not None,
+    "marked": mask.kv_marks is not None,
+  }
   chosen = choose(
     length=length,
     d_head=d_head,
@@ -203,16 +209,15 @@ def chunked(
 
   @jax.checkpoint
   def one(part):
-    q, positions, segments, bias = part
-    seen = dataclasses.replace(mask, q_positions=positions, q_segments=segments)
+    q, queries, bias = part
     if bias is not None:
       extras["bias_NTS"] = bias
+    seen = mask.replace(**queries)
     return attend(q, k_BSKH, v_BSKH, seen, **extras)
 
   parts = (
     split(q_BTNH, 1),
-    split(mask.q_positions, 1),
-    split(mask.q_segments, 1),
+    jax.tree.map(lambda x: split(x, 1), mask.queries),
     None if bias_NTS is None else split(bias_NTS, 1),
   )
   out = jnp.moveaxis(jax.lax.map(one, parts), 0, 1)
@@ -237,7 +242,7 @@ def splash(
     q_BTNH: queries.
     k_BSKH: keys; as many as queries.
     v_BSKH: values.
-    mask: causal, maybe with a window; segments are contiguous.
+    mask: causal or not, maybe with a window, no marks; segments are contiguous.
     scale: of the logits; 1 / sqrt(H) by default.
     softcap: of the logits.
     interpret: runs anywhere, slowly: for tests.
@@ -257,9 +262,8 @@ def _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask):
 def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
   assert slopes is None
   n_groups, n_shards = q.shape[2] // k.shape[2], k.shape[1] // q.shape[1]
-  kernel = _kernel(
-    k.shape[1], n_shards, n_groups, mask.window, softcap, interpret
-  )
+  one = _splash_mask(k.shape[1], mask)
+  kernel = _kernel(one, n_shards, n_groups, softcap, interpret)
   q_BKGTH = (
     (q * (q.shape[3] ** -0.5 if scale is None else scale))
     .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
@@ -277,19 +281,25 @@ def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
   return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:3], -1)
 
 
+def _splash_mask(length: int, mask: Mask) -> splash_mask.Mask:
+  """What positions say; segments come beside it."""
+  shape = (length, length)
+  if mask.window is not None:
+    ahead = 0 if mask.causal else mask.window - 1
+    return splash_mask.LocalMask(shape, (mask.window - 1, ahead), 0)
+  kind = splash_mask.CausalMask if mask.causal else splash_mask.FullMask
+  return kind(shape)
+
+
 def _kernel(
-  length: int,
+  one: splash_mask.Mask,
   n_shards: int,
   n_groups: int,
-  window: int | None,
   softcap: float | None,
   interpret: bool,
 ):
   """The kernel of one kv head; its queries may be one of many shards' own."""
-  shape = (length, length)
-  one = splash_mask.CausalMask(shape)
-  if window is not None:
-    one = splash_mask.LocalMask(shape, (window - 1, 0), 0)
+  length = one.shape[0]
   block = _divisor(length // n_shards, 512)
   # Queries' and keys' gradients from a kernel each. The fused one leaves a part
   # of the queries' for every block of keys, to be added up (3 % of the cycles of

@@ -67,6 +67,12 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
     n_slots: of a full layer; a sliding one has as many as its window at most.
   """
 
+  if not getattr(config, "causal", True):
+    raise ValueError(
+      "this family reads a text both ways and cannot write: decoding needs one "
+      "that reads one way, as llama."
+    )
+
   def zeros(kind: str) -> LayerCache | LayerState:
     if kind == "state":
       return _no_state(config, n_rows)

@@ -8,7 +8,6 @@ other two run the kernel of one device.
 Extra letters: U queries of a block, X keys of a block.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +30,7 @@ def gather(kernel: Kernel) -> Kernel:
   """Own queries meet the gathered keys of all shards."""
 
   def run(q, k, v, mask, slopes):
-    mask = dataclasses.replace(
-      mask,
-      kv_positions=context.gather(mask.kv_positions),
-      kv_segments=context.gather(mask.kv_segments),
-    )
+    mask = mask.replace(**jax.tree.map(context.gather, mask.keys))
     return kernel(q, context.gather(k), context.gather(v), mask, slopes)
 
   return run
@@ -45,11 +40,10 @@ def ulysses(kernel: Kernel) -> Kernel:
   """All queries of own heads meet all keys of these heads."""
 
   def run(q, k, v, mask, slopes):
-    names = ("q_positions", "q_segments", "kv_positions", "kv_segments")
-    whole = {name: context.gather(getattr(mask, name)) for name in names}
+    whole = jax.tree.map(context.gather, {**mask.queries, **mask.keys})
     q, k, v = (context.to_heads(x) for x in (q, k, v))
     slopes = None if slopes is None else context.own(slopes, 0)
-    out = kernel(q, k, v, dataclasses.replace(mask, **whole), slopes)
+    out = kernel(q, k, v, mask.replace(**whole), slopes)
     return context.to_positions(out)
 
   return run
@@ -88,11 +82,11 @@ def ring(
 def _forward(block, scale, softcap, q, k, v, mask, slopes):
   """Softmax in one pass: the sums fade as a higher logit comes."""
   extras = {"scale": scale, "softcap": softcap, "slopes_N": slopes}
-  queries = _cut(block, (q, mask.q_positions, mask.q_segments))
-  keys = _cut(block, (k, v, mask.kv_positions, mask.kv_segments))
+  queries = _cut(block, (q, mask.queries))
+  keys = _cut(block, (k, v, mask.keys))
 
   def visit(state, _, query, key):
-    (q, *_), (k, v, *_) = query, key
+    (q, *_), (k, v, _) = query, key
     seen = _between(mask, query, key)
 
     def add(state):
@@ -124,13 +118,13 @@ def _backward(block, scale, softcap, saved, grad_out):
   through_total = -(grad_out.astype(f32) * out.astype(f32)).sum(-1)[..., None]
   given = _cut(block, (by_group(grad_out), by_group(through_total)))
   given = tuple(x.transpose(0, 1, 3, 4, 2, 5) for x in given)  # C B K G T H
-  own = _cut(block, (q, mask.q_positions, mask.q_segments))
+  own = _cut(block, (q, mask.queries))
   queries = *own, *given, log_total
-  keys = _cut(block, (k, v, mask.kv_positions, mask.kv_segments))
+  keys = _cut(block, (k, v, mask.keys))
 
   def visit(grad_q, grads_kv, query, key):
-    q, _, _, grad_sums, grad_total, top = query
-    k, v, *_ = key
+    q, _, grad_sums, grad_total, top = query
+    k, v, _ = key
     seen = _between(mask, query, key)
 
     def add(grads):
@@ -174,15 +168,7 @@ def _start(queries: Any, k: Array, v: Array) -> tuple[Array, Array, Array]:
 
 def _between(mask: Mask, query: Any, key: Any) -> Mask:
   """Who may see whom of a block of queries and one of keys."""
-  _, q_positions, q_segments, *_ = query
-  _, _, kv_positions, kv_segments = key
-  return dataclasses.replace(
-    mask,
-    q_positions=q_positions,
-    q_segments=q_segments,
-    kv_positions=kv_positions,
-    kv_segments=kv_segments,
-  )
+  return mask.replace(**query[1], **key[2])
 
 
 def _blocks(
@@ -212,7 +198,7 @@ def _blocks(
   return of_queries, of_keys
 
 
-def _cut(block: int | None, arrays: tuple) -> tuple:
+def _cut(block: int | None, arrays: Any) -> Any:
   """[B, T, ...] -> [blocks, B, U, ...]; segment 0 fills up the last block."""
 
   def cut(x):
@@ -223,7 +209,7 @@ def _cut(block: int | None, arrays: tuple) -> tuple:
     x = jnp.pad(x, pad).reshape(x.shape[0], -1, size, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
-  return tuple(cut(x) for x in arrays)
+  return jax.tree.map(cut, arrays)
 
 
 def _join(x: Array, length: int) -> Array:

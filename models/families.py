@@ -12,12 +12,16 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from models import (
+  bert,
+  bigbird,
   bloom,
   deepseek,
+  distilbert,
   falcon,
   gemma,
   gpt,
   llama,
+  longformer,
   mamba2,
   mixtral,
   mpt,
@@ -25,8 +29,11 @@ from models import (
   olmo2,
   opt,
   phi3,
+  roberta,
   stablelm,
 )
+from models.layers import heads
+from models.layers.embed import Biased
 from models.weights import Weight, einsum
 from sharding import rules
 
@@ -45,6 +52,11 @@ FAMILIES: dict[str, type] = {
   "mpt": mpt.Config,
   "falcon": falcon.Config,
   "mamba2": mamba2.Config,
+  "bert": bert.Config,
+  "roberta": roberta.Config,
+  "distilbert": distilbert.Config,
+  "longformer": longformer.Config,
+  "bigbird": bigbird.Config,
 }
 
 Config = Any  # one of FAMILIES
@@ -88,26 +100,78 @@ def _shapes(config: Config) -> Params:
 
 def _boxed(config: Config, key: Array) -> Params:
   one = jnp.zeros((1, 1), jnp.int32)
-  return build(config).init(key, one, one, one)["params"]
+  params = build(config).init(key, one, one, one)["params"]
+  if kinds := _heads(config):
+    hidden, made = jnp.zeros((1, 1, config.d_model)), {}
+    for kind in kinds:
+      made |= _head(config).init(key, hidden, kind)["params"]
+    params["heads"] = made
+  return params
 
 
-def head(params: Params) -> Weight:
+def is_causal(config: Config) -> bool:
+  """Whether a token sees those before it alone; what is not cannot write."""
+  return getattr(config, "causal", True)
+
+
+def head(params: Params) -> Weight | Biased:
   """The output head [V, D]: its own table, or the embedding where tied."""
-  return params.get("head", params["embed"])["table"]
+  table = params.get("head", params["embed"])["table"]
+  bias = params.get("heads", {}).get("words_bias")
+  return table if bias is None else Biased(table, bias)
 
 
-def whole_head(config: Config, params: Params) -> Weight:
+def whole_head(config: Config, params: Params) -> Weight | Biased:
   """The head in the type of the computation, whole on each shard of the batch."""
-  w = head(params)
-  if isinstance(w, Array):
-    w = rules.gathered(w.astype(config.dtype), "vocab", "embed")
-  return w
+
+  def whole(w):
+    if isinstance(w, Biased):
+      return Biased(whole(w.table), rules.gathered(w.bias, "vocab"))
+    if isinstance(w, Array):
+      w = rules.gathered(w.astype(config.dtype), "vocab", "embed")
+    return w
+
+  return whole(head(params))
+
+
+def asked(
+  config: Config,
+  params: Params,
+  kind: heads.Kind,
+  hidden: Float[Array, "B T D"],
+  key: Array | None = None,
+) -> Float[Array, "B T W"]:
+  """What one of `config.heads` says of every token; see models/layers/heads.py.
+
+  Of "words" it is what the table is compared with: `logits` does. A key drops
+  out.
+
+  Raises:
+    ValueError: the model has no such head.
+  """
+  if kind not in _heads(config):
+    raise ValueError(
+      f"the model has no head {kind!r}, but {', '.join(_heads(config)) or 'none'}"
+      ": name it in model.heads.kinds."
+    )
+  return _head(config).apply(
+    {"params": params["heads"]},
+    hidden,
+    kind,
+    key is None,
+    rngs=None if key is None else {"dropout": key},
+  )
 
 
 def logits(
   config: Config, params: Params, hidden: Float[Array, "B T D"]
 ) -> Float[Array, "B T V"]:
-  """Scores of the next token, fp32; training never holds them all at once."""
+  """Scores of the words, fp32; training never holds them all at once.
+
+  A decoder's are of the next token, an encoder's of the token itself.
+  """
+  if hasattr(config, "heads"):
+    hidden = asked(config, params, "words", hidden)
   return score(scoring(config), hidden, head(params))
 
 
@@ -125,10 +189,29 @@ def scoring(config: Config) -> Scoring:
 
 
 def score(
-  how: Scoring, hidden: Float[Array, "B T D"], head: Weight
+  how: Scoring, hidden: Float[Array, "B T D"], head: Weight | Biased
 ) -> Float[Array, "B T V"]:
   """The logits, fp32."""
-  logits = einsum("BTD,VD->BTV", hidden, head, how.dtype, jnp.float32)
+  table = head.table if isinstance(head, Biased) else head
+  logits = einsum("BTD,VD->BTV", hidden, table, how.dtype, jnp.float32)
+  if isinstance(head, Biased):
+    logits += head.bias[None, None]
   if how.softcap is None:
     return logits
   return how.softcap * jnp.tanh(logits / how.softcap)
+
+
+def _heads(config: Config) -> tuple[heads.Kind, ...]:
+  return config.heads.kinds if hasattr(config, "heads") else ()
+
+
+def _head(config: Config) -> heads.Head:
+  c = config
+  return heads.Head(
+    c.heads,
+    c.activation,
+    c.norm_epsilon,
+    c.dropout,
+    jnp.dtype(c.dtype),
+    c.vocab_size,
+  )

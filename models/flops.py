@@ -1,7 +1,8 @@
 """Floating-point operations that a model needs, whatever the hardware does.
 
 Counts as in PaLM (arXiv 2204.02311, appendix B), with attention halved for
-causality and cut at the window: recomputation and padding do not count.
+causality and cut at the window: recomputation and padding do not count, nor what
+a few marked tokens see beyond their window.
 """
 
 import math
@@ -9,6 +10,7 @@ import math
 import jax
 
 from models import families
+from models.layers.mask import Blocks
 
 
 def n_params(config: families.Config) -> int:
@@ -32,11 +34,25 @@ def forward_per_token(config: families.Config, length: int) -> float:
     if kind == "state":
       attention += _state(config)
       continue
-    seen = length / 2
-    if kind == "sliding" and config.window < length:
-      seen = config.window * (1 - config.window / (2 * length))
-    attention += _attention(config, seen)
+    attention += _attention(config, n_seen(config, kind, length))
   return 2 * n_matmul_params(config) + attention
+
+
+def n_seen(config: families.Config, kind: str, length: int) -> float:
+  """Keys that a query of a text sees in the mean; a causal one's half counts."""
+  is_cut = kind == "sliding" and config.window < length
+  if families.is_causal(config):
+    w = config.window
+    return w * (1 - w / (2 * length)) if is_cut else length / 2
+  if is_cut:
+    return 2 * config.window + 1 - config.window * (config.window + 1) / length
+  if hasattr(config, "block_size"):
+    blocks = Blocks(size=config.block_size, n_random=config.n_random)
+    if length > blocks.longest_whole:
+      # Of n blocks two see all; of the rest two see four, and n - 4 five.
+      n = -(-length // blocks.size)
+      return (2 * length + (2 * 4 + (n - 4) * 5) * blocks.size) / n
+  return float(length)
 
 
 def train_per_token(config: families.Config, length: int) -> float:
@@ -78,4 +94,6 @@ def _n_matmul(config: families.Config, *, is_ahead: bool) -> int:
     if not {"vocab", "position", "balance"} & set(axes)
     and (path[0].key == "ahead") == is_ahead
   )
-  return round(total) + config.vocab_size * config.d_model
+  kinds = config.heads.kinds if hasattr(config, "heads") else ("words",)
+  n_scored = config.vocab_size * config.d_model if "words" in kinds else 0
+  return round(total) + n_scored

@@ -42,6 +42,7 @@ _WHOLE: Table = {
   "latent": (),  # what attention compresses to, and back from
   "latent_in": (),
   "embed_out": (),  # of a matrix from the width of the model to itself
+  "labels": (),
   "experts": (),
   "expert_in": (),  # width of the model, in an expert's matrix
 }

@@ -23,12 +23,14 @@ from models import checkpoint, families, sampling
 from sharding import mesh
 from train.core import conflicts, setup, track
 from train.evaluators import suite
+from train.objectives import choice
 
 SECTIONS = {
   "model": families.FAMILIES,
   "tokenizer": tokenizers.Config,
   "data": prepare.Config,
   "batch": pipeline.Config,
+  "objective": choice.CONFIGS,
   "mesh": mesh.Config,
   "eval": suite.Config,
   "generate": sampling.Config,
@@ -46,8 +48,11 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     tracker = track.terminal()
     _, params = checkpoint.load(path, s.layout)
     tracker.say(f"evaluating {path}")
+    objective = choice.make(
+      config.objective, s.model, s.store.tokenizer.word_edges
+    )
     evaluators = suite.make(
-      config.eval.final, config.eval, config.generate, s, tracker
+      config.eval.final, config.eval, config.generate, s, tracker, objective
     )
     step = json.loads((path / "card.json").read_text())["step"]
     found = {"step": step}

@@ -14,6 +14,7 @@ remat policies and micro-batches, and ranks those that fit.
 import json
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 
@@ -21,7 +22,7 @@ from configs import door
 from sharding import topology as topologies
 from train import pretrain
 from train.core import bill, conflicts, planning, search
-from train.objectives import lm
+from train.objectives import choice
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "KIND:SHAPE, as v5p:2x2x4; N*KIND:SHAPE for N slices"
@@ -48,7 +49,8 @@ def main(config: door.Config, workdir: epath.Path | None) -> int:
   if _FAST.value:
     plan = planning.estimate(config, topology)
   else:
-    objective = lm.make(config.objective, config.model)
+    edges = np.zeros((2, config.model.vocab_size), bool)  # any: only shapes
+    objective = choice.make(config.objective, config.model, edges)
     plan = planning.measure(config, topology, objective)
   print(bill.page(config, topology, plan))
   if not plan.fits:

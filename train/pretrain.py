@@ -25,14 +25,14 @@ from train.core import (
   setup,
 )
 from train.evaluators import suite
-from train.objectives import lm
+from train.objectives import choice
 
 SECTIONS = {
   "model": families.FAMILIES,
   "tokenizer": tokenizers.Config,
   "data": prepare.Config,
   "batch": pipeline.Config,
-  "objective": lm.Config,
+  "objective": choice.CONFIGS,
   "optim": optim.CONFIGS,
   "schedule": schedule.CONFIGS,
   "mesh": mesh.Config,
@@ -50,7 +50,8 @@ def main(config: door.Config, workdir: epath.Path) -> int:
   with run.opened(workdir) as session:
     with session.ledger.spend("prepare"):
       s = setup.begin(config, workdir)
-    objective = lm.make(config.objective, s.model)
+    edges = s.store.tokenizer.word_edges
+    objective = choice.make(config.objective, s.model, edges)
     return run.train(session, config, s, objective, SECTIONS)
 
 

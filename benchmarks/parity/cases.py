@@ -14,13 +14,17 @@ from jax import numpy as jnp
 
 from data.batch import Batch
 from models import (
+  bert,
+  bigbird,
   bloom,
   deepseek,
+  distilbert,
   falcon,
   families,
   gemma,
   gpt,
   llama,
+  longformer,
   mamba2,
   mixtral,
   mpt,
@@ -28,9 +32,10 @@ from models import (
   olmo2,
   opt,
   phi3,
+  roberta,
   stablelm,
 )
-from models.layers import latent, moe, ssm
+from models.layers import heads, latent, moe, ssm
 from models.layers.position import Scaling
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
@@ -137,6 +142,17 @@ def _long(original_length: int, n_pairs: int) -> Scaling:
   )
 
 
+def _encoder(cls: type, *kinds: str, **changes) -> families.Config:
+  sizes = dict(vocab_size=48, d_ff=56, max_length=16, dtype="float32")
+  pooling = "relu" if cls is distilbert.Config else "tanh"
+  if cls is bigbird.Config and kinds == ("texts",):
+    pooling = "gelu_tanh"
+  n_labels = 3 if kinds in (("texts",), ("tokens",)) else 2
+  asked = heads.Config(kinds=kinds, n_labels=n_labels, pooling=pooling)
+  sizes = bert.sized(32, 2, 4, **sizes, heads=asked)
+  return cls(**{**sizes, **changes})
+
+
 _LIMITED = dict(n_groups=4, n_active_groups=2)
 
 CASES: dict[str, families.Config] = {
@@ -216,6 +232,37 @@ CASES: dict[str, families.Config] = {
   "mamba2": _mamba2(n_groups=1),
   "mamba2_groups": _mamba2(n_groups=2),
   "falcon_sequential": _gpts(falcon, n_kv_heads=4, branches="sequential"),
+  "bert": _encoder(bert.Config, "words"),
+  "bert_pair": _encoder(bert.Config, "words", "texts"),
+  "bert_pooled": _encoder(bert.Config, "pooled"),
+  "bert_texts": _encoder(bert.Config, "texts"),
+  "bert_tokens": _encoder(bert.Config, "tokens", activation="gelu_tanh"),
+  "bert_spans": _encoder(bert.Config, "spans"),
+  "roberta": _encoder(roberta.Config, "words"),
+  "roberta_pooled": _encoder(roberta.Config, "pooled"),
+  "roberta_texts": _encoder(roberta.Config, "texts"),
+  "roberta_tokens": _encoder(roberta.Config, "tokens"),
+  "roberta_spans": _encoder(roberta.Config, "spans"),
+  "distilbert": _encoder(distilbert.Config, "words"),
+  "distilbert_texts": _encoder(distilbert.Config, "texts"),
+  "distilbert_tokens": _encoder(distilbert.Config, "tokens"),
+  "distilbert_spans": _encoder(distilbert.Config, "spans"),
+  **{
+    f"longformer_{kind}": _encoder(longformer.Config, kind, window=2)
+    for kind in ("words", "pooled", "texts", "tokens", "spans")
+  },
+  **{
+    f"bigbird_{'_'.join(kinds)}": _encoder(
+      bigbird.Config, *kinds, block_size=2, n_random=1
+    )
+    for kinds in (
+      ("words",),
+      ("words", "texts"),
+      ("pooled",),
+      ("texts",),
+      ("tokens",),
+    )
+  },
 }
 
 # What others have, in another combination: slow tests run these.
@@ -224,6 +271,16 @@ VARIANTS = frozenset(
   gemma phi3 phi3_short stablelm_parallel neox_sequential bloom_six_heads
   mpt_six_heads falcon_11b falcon_sequential mamba2_groups
   """.split()
+) | (
+  {name for name, config in CASES.items() if not families.is_causal(config)}
+  - {
+    "bert_pair",
+    "bert_spans",
+    "roberta_texts",
+    "distilbert_texts",
+    "longformer_texts",
+    "bigbird_words_texts",
+  }
 )
 
 
@@ -249,9 +306,14 @@ def batch(config: families.Config) -> Batch:
   their rows is one text.
   """
   rng = np.random.default_rng(0)
+  # Padding's row of an embedding has no gradient in `transformers`' encoders.
+  first = 0 if families.is_causal(config) else 4
   tokens, targets = rng.integers(
-    0, config.vocab_size, (2, 2, 16), dtype=np.int32
+    first, config.vocab_size, (2, 2, 16), dtype=np.int32
   )
+  types = None
+  if getattr(config, "n_types", 0) > 1 or config.window and not first == 0:
+    types = rng.integers(0, 2, (2, 16), dtype=np.int32)
   segments = np.ones((2, 16), np.int32)
   positions = np.tile(np.arange(16, dtype=np.int32), (2, 1))
   scaling = getattr(config, "rope_scaling", None)
@@ -259,7 +321,18 @@ def batch(config: families.Config) -> Batch:
     segments[0] = [1] * 7 + [2] * 5 + [0] * 4
     positions[0] = [*range(7), *range(5), *range(4)]
   weights = np.float32(segments > 0)
-  return Batch(tokens, targets, weights, segments, positions)
+  return Batch(tokens, targets, weights, segments, positions, types)
+
+
+def asked(config: families.Config) -> tuple[str, ...]:
+  """What the model is asked for: a decoder, for words."""
+  return config.heads.kinds if hasattr(config, "heads") else ("words",)
+
+
+def weights_of(kind: str, batch: Batch) -> np.ndarray:
+  """What counts of a batch: of what is asked of texts, their first tokens."""
+  of_texts = kind in ("pooled", "texts")
+  return batch.weights * (batch.positions == 0) if of_texts else batch.weights
 
 
 def run(
@@ -267,7 +340,8 @@ def run(
 ) -> tuple[np.ndarray, families.Params]:
   """Our logits of `batch`, and the gradients of its mean cross-entropy.
 
-  Weights are `params` where they are not given.
+  The logits of all that is asked lie side by side, zero where nothing counts.
+  Targets are taken modulo how many there are. Weights are `params` where they are not given.
   """
 
   def loss(params, batch):
@@ -276,14 +350,22 @@ def run(
       batch.tokens,
       batch.positions,
       batch.segment_ids,
+      **batch.beside,
       deterministic=False,  # a capacity counts in training; nothing is random
     )
-    logits = families.logits(config, params, hidden)
-    chosen = jnp.take_along_axis(
-      jax.nn.log_softmax(logits), batch.targets[..., None], axis=-1
-    )
-    nll = -(chosen[..., 0] * batch.weights).sum()
-    return nll / batch.weights.sum(), logits
+    nll, found = 0.0, []
+    for kind in asked(config):
+      if kind == "words":
+        logits = families.logits(config, params, hidden)
+      else:
+        logits = families.asked(config, params, kind, hidden)
+      targets = batch.targets[..., None] % logits.shape[-1]
+      log_p = jax.nn.log_softmax(logits)
+      chosen = jnp.take_along_axis(log_p, targets, axis=-1)[..., 0]
+      counted = weights_of(kind, batch)
+      nll -= (chosen * counted).sum()
+      found.append(jnp.where(counted[..., None] > 0, logits, 0))
+    return nll / batch.weights.sum(), jnp.concatenate(found, -1)
 
   step = jax.jit(jax.grad(loss, has_aux=True))
   weights = params(config) if weights is None else weights

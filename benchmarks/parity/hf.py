@@ -1,5 +1,7 @@
 """The same tiny models in `transformers`: logits and gradients."""
 
+import functools
+
 import numpy as np
 import torch
 import transformers
@@ -18,21 +20,66 @@ def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
   model = build(config)
   loads = _count_loads(model)
   batch = cases.batch(config)
-  logits = torch.zeros((*batch.tokens.shape, config.vocab_size))
-  nll = torch.zeros(())
+  logits, nll = None, torch.zeros(())
   for row, segments in enumerate(batch.segment_ids):
     for segment in set(segments.tolist()) - {0}:
       (where,) = np.nonzero(segments == segment)
-      text, target = batch.tokens[row, where], batch.targets[row, where]
-      out = model(torch.tensor(text[None], dtype=torch.long)).logits[0]
-      nll += torch.nn.functional.cross_entropy(
-        out, torch.tensor(target, dtype=torch.long), reduction="sum"
-      )
-      logits[row, where] = out.detach()
+      text = {
+        name: torch.tensor(getattr(batch, name)[None, row, where]).long()
+        for name in ("tokens", "positions", "types")
+        if getattr(batch, name) is not None
+      }
+      targets = torch.tensor(batch.targets[row, where]).long()
+      found = answers(config, model, text)
+      for out in found:
+        nll += torch.nn.functional.cross_entropy(
+          out, targets[: len(out)] % out.shape[-1], reduction="sum"
+        )
+      width = sum(out.shape[-1] for out in found)
+      if logits is None:
+        logits = torch.zeros((*batch.tokens.shape, width))
+      at = 0
+      for out in found:
+        end = at + out.shape[-1]
+        logits[row, where[: len(out)], at:end] = out.detach()
+        at = end
   (nll / float(batch.weights.sum())).backward()
-  gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
+  gradients = {
+    name: np.zeros(p.shape) if p.grad is None else p.grad.numpy()
+    for name, p in model.named_parameters()
+  }
   gradients |= {name: load - load.mean() for name, load in loads.items()}
   return logits.numpy(), tensors.from_theirs(config, gradients)
+
+
+def answers(
+  config: families.Config,
+  model: torch.nn.Module,
+  text: dict[str, torch.Tensor],
+) -> list[torch.Tensor]:
+  """Their logits of one text, of all that `cases.asked` says.
+
+  [tokens, ...]; of what is asked of the text as a whole, [1, ...].
+  """
+  more = {}
+  if not families.is_causal(config):
+    if config.first_position:
+      more["position_ids"] = config.first_position + text["positions"]
+    if "types" in text:
+      kind = "global_attention_mask" if config.window else "token_type_ids"
+      more[kind] = text["types"]
+  if isinstance(model, transformers.BigBirdPreTrainedModel):
+    # After a short text it would read long ones whole, too.
+    getattr(model, "bert", model).set_attention_type("block_sparse")
+  out = model(text["tokens"], **more)
+  asked = cases.asked(config)
+  if asked == ("words", "texts"):
+    return [out.prediction_logits[0], out.seq_relationship_logits]
+  if asked == ("spans",):
+    return [torch.stack([out.start_logits, out.end_logits], -1)[0]]
+  if asked == ("pooled",):
+    return [out.pooler_output]
+  return [out.logits if asked == ("texts",) else out.logits[0]]
 
 
 def _count_loads(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -64,9 +111,18 @@ def build(config: families.Config) -> torch.nn.Module:
   weights = tensors.to_theirs(config, cases.params(config))
   loaded = {name: torch.tensor(x) for name, x in weights.items()}
   missing, unexpected = model.load_state_dict(loaded, strict=False)
-  tied = {"lm_head.weight"} if config.tied else set()
-  assert set(missing) == tied and not unexpected, (missing, unexpected)
+  assert not unexpected, unexpected
+  places = {name: x.data_ptr() for name, x in model.state_dict().items()}
+  held = {places[name] for name in loaded}
+  for name in missing:
+    if places[name] not in held:  # else it is tied to one that was loaded
+      # No head reads it: a gradient that reaches it is an error.
+      model.get_parameter(name).register_hook(functools.partial(_refuse, name))
   return model.float().eval()
+
+
+def _refuse(name: str, gradient: torch.Tensor) -> None:
+  raise AssertionError(f"{name} is read, and has no place in our tree")
 
 
 def their_config(config: families.Config) -> transformers.PretrainedConfig:

@@ -80,9 +80,14 @@ class Attention(nn.Module):
       softcap=self.softcap,
       slopes_N=alibi_slopes(self.n_heads) if self.alibi else None,
     )
+    return self._out(out_BTNH, x.shape[-1]), cache
+
+  def _out(
+    self, out_BTNH: Float[Array, "B T N H"], d_model: int
+  ) -> Float[Array, "B T D"]:
+    """What the heads found, as one."""
     out_BTNH = checkpoint_name(out_BTNH, "attended")
     out_BTNH = constrain(out_BTNH, "batch", "length", "act_heads", None)
-    d_model = x.shape[-1]
     wo = weight(
       self,
       "o",
@@ -95,7 +100,7 @@ class Attention(nn.Module):
     out = constrain(out, "batch", "stream", "act_embed")
     if self.out_biased:
       out = add_bias(out, vector(self, "o_bias", (d_model,), ("norm",)))
-    return out, cache
+    return out
 
   def _normed(
     self, x: Float[Array, "B T N H"], name: str, axis: str | None

@@ -1,5 +1,8 @@
 """Tokens in, tokens out: one table of shape [V, D] for either."""
 
+import typing
+
+import flax.struct
 from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,6 +24,16 @@ class Table(nn.Module):
   def __call__(self) -> Weight:
     shape = (self.n_rows, self.d_model)
     return weight(self, "table", shape, (self.axis, "embed"), self.std)
+
+
+# Unchecked: as a pytree it also carries gradients and specs.
+@typing.no_type_check
+@flax.struct.dataclass
+class Biased:
+  """A table of the words, and what is added to the score of each."""
+
+  table: Weight
+  bias: Float[Array, "V"]
 
 
 def lookup(

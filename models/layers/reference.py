@@ -103,6 +103,8 @@ def weigh(
   if slopes_N is not None:
     slopes = slopes_N.reshape(1, n_kv_heads, -1, 1, 1)
     logits -= slopes * mask.distances()[:, None, None].astype(jnp.float32)
+  if (bias_BTS := mask.bias()) is not None:
+    logits += bias_BTS[:, None, None]
   if sinks_N is not None:
     sinks_N = sinks_N.reshape(1, n_kv_heads, -1, 1, 1)
   seen = mask.dense()[:, None, None]

@@ -9,7 +9,7 @@ import pytest
 from jax import numpy as jnp
 
 from models import attention_kernels
-from models.layers.mask import Mask
+from models.layers.mask import Blocks, Mask
 from models.layers.reference import attend
 
 B, T, H = 2, 9, 8
@@ -46,6 +46,15 @@ class Case:
     return Mask(*packed(T), *packed(self.n_keys), **self.mask)
 
 
+# Tokens of row 0 lie in texts of 4 and 3, those of row 1 in one of 9.
+MARKED = jnp.array([[0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0, 0, 1]])
+LENGTHS = jnp.array([[4] * 4 + [3] * 3 + [2] * 2, [9] * 9])
+
+
+def marks(array, **kind):
+  return dict(causal=False, q_marks=array, kv_marks=array, **kind)
+
+
 SLOPES = 2.0 ** -np.arange(1, N + 1)
 DISTANCE = np.arange(T)[:, None] - np.arange(T)[None]
 CASES = {
@@ -55,6 +64,8 @@ CASES = {
   "sliding": Case(mask=dict(window=3)),
   "bidirectional": Case(mask=dict(causal=False)),
   "bidirectional_sliding": Case(mask=dict(causal=False, window=2)),
+  "marked": Case(mask=marks(MARKED, window=2)),
+  "blocks": Case(mask=marks(LENGTHS, blocks=Blocks(size=1, n_random=1))),
   "prefix": Case(mask=dict(prefix=jnp.array([2, 5]))),
   "cross": Case(n_keys=13, mask=dict(causal=False)),
   "scaled": Case(options=dict(scale=0.1)),
@@ -85,7 +96,12 @@ def sees(mask, b, t, s):
   same = mask.q_segments[b, t] == mask.kv_segments[b, s] != 0
   window = mask.window or 10**6
   if not mask.causal:
-    return same and abs(i - j) < window
+    near = abs(i - j) < window
+    if mask.blocks is not None:
+      near = LENGTHS[b, t] <= 7 or abs(i - j) <= 1 or {0, 8} & {i, j}
+    elif mask.kv_marks is not None:
+      near |= bool(mask.q_marks[b, t] or mask.kv_marks[b, s])
+    return same and near
   prefix = 0 if mask.prefix is None else int(mask.prefix[b])
   return same and (j <= i or j < prefix) and i - j < window
 
@@ -109,6 +125,8 @@ def attended(
     if slopes is not None:
       ago = mask.q_positions[b, t] - mask.kv_positions[b, np.array(seen)]
       logits = logits - np.float64(slopes[n]) * np.float64(ago)
+    if mask.blocks is not None and LENGTHS[b, t] > 7 and 0 < t < 8:
+      logits[seen.index(0)] += np.log(2)  # the first block counts twice
     top = logits.max()
     weights = np.exp(logits - top)
     total = weights.sum()

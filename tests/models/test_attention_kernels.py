@@ -52,7 +52,8 @@ def _both(kernel, operands, mask):
 @pytest.mark.parametrize(
   ("length", "kind", "cap"),
   [(128, {}, 3.0), (128, {"window": 50}, None), (384, {}, None),
-   (384, {"window": 50}, None)],
+   (384, {"window": 50}, None), (256, {"causal": False}, None),
+   (256, {"causal": False, "window": 50}, None)],
 )  # fmt: skip
 def test_splash_is_the_reference(length, kind, cap):
   """Interpreted; grouped heads, packed rows, padding, a soft cap."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from benchmarks.parity import cases
 from configs import fields
 from models import families, flops, gpt, llama, mixtral
 
@@ -31,6 +32,17 @@ N_PARAMS = {
   "deepseek_v2_lite": 15_706_484_224,
   "deepseek_v2": 235_741_434_880,
   "deepseek_v3": 671_026_419_200,
+  "bert_base_uncased": 110_106_428,
+  "bert_large_uncased": 336_226_108,
+  "bert_base_cased": 108_932_934,
+  "all_minilm_l6_v2": 22_713_216,
+  "roberta_base": 124_697_433,
+  "roberta_large": 355_412_057,
+  "distilbert_base_uncased": 66_985_530,
+  "distilbert_base_cased": 65_812_036,
+  "longformer_base_4096": 148_711_257,
+  "longformer_large_4096": 434_653_273,
+  "bigbird_roberta_base": 128_112_824,
   "gpt2_124m": 124_439_808,
   "gpt2_355m": 354_823_168,
   "gpt2_774m": 774_030_080,
@@ -94,7 +106,7 @@ PRESETS = {
   for family in families.FAMILIES.values()
   for name, preset in fields.presets(family).items()
 }
-OURS = {"3m", "15m", "110m", "9m", "5m"}
+OURS = {"3m", "15m", "110m", "9m", "5m", "1m"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -218,6 +230,19 @@ def test_a_window_costs_what_it_sees():
   )
   expected = 2 * per_key * (length / 2 - seen)
   np.testing.assert_allclose(saved, expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["longformer_words", "bigbird_words"])
+def test_what_both_directions_cost_is_what_they_see(name):
+  """Keys of each query, counted off the mask of a text in one segment."""
+  config = dataclasses.replace(cases.CASES[name], max_length=64)
+  positions = jnp.arange(64)[None]
+  seen = families.build(config).seen(positions, positions * 0 + 1, None)
+  if config.window:  # as the layers set it
+    seen = seen.replace(window=config.window + 1)
+  counted = seen.dense().sum(-1).mean()
+  found = flops.n_seen(config, config.pattern[0], 64)
+  np.testing.assert_allclose(found, counted, rtol=1e-6)
 
 
 def test_of_experts_only_the_active_ones_compute():

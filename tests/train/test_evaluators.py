@@ -20,6 +20,7 @@ from models import families, sampling
 from sharding import mesh, rules
 from train.core import loop, setup, track
 from train.evaluators import compression, perplexity, samples, suite, syntax
+from train.objectives import lm
 
 ALONE = rules.make(mesh.make(mesh.Config(), jax.devices()[:1]), "dp")
 WIDE = rules.make(mesh.make(mesh.Config(data=8)), "dp")
@@ -180,7 +181,12 @@ def test_the_suite_by_name(store, tiny):
   config = suite.Config(n_python=2, prompts=("the",))
   settings = sampling.Config(max_tokens=4)
   made = suite.make(
-    typing.get_args(suite.Name), config, settings, s, track.Silent()
+    typing.get_args(suite.Name),
+    config,
+    settings,
+    s,
+    track.Silent(),
+    lm.make(lm.Config(), tiny),
   )
   found = {}
   for evaluator in made.values():

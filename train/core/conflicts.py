@@ -14,6 +14,7 @@ from sharding import mesh as meshes
 from train.core import optim as optimizers
 from train.core import schedule as schedules
 from train.core import staged
+from train.objectives import mlm
 
 
 def check(config: door.Config, n_devices: int | None = None) -> None:
@@ -128,6 +129,77 @@ def _ahead(model, objective):
     )
 
 
+def _asked(model, objective):
+  is_masked, is_causal = (
+    isinstance(objective, mlm.Config),
+    families.is_causal(model),
+  )
+  if is_masked == is_causal:
+    name = families.name(model)
+    raise ValueError(
+      f"objective.name=mlm hides words from what reads both ways, and {name} "
+      "reads one way: give objective.name=lm."
+      if is_masked
+      else f"objective.name=lm asks for the next token, which {name} sees: give "
+      "objective.name=mlm."
+    )
+  if not is_masked:
+    return
+  wanted = ("words", "texts") if objective.pair_weight else ("words",)
+  if missing := {*wanted} - {*model.heads.kinds}:
+    raise ValueError(
+      f"the objective asks for {' and '.join(missing)}, and model.heads.kinds="
+      f"{model.heads.kinds}: give {wanted}."
+    )
+  if objective.pair_weight and model.heads.n_labels != 2:
+    raise ValueError(
+      f"model.heads.n_labels={model.heads.n_labels} with objective.pair_weight="
+      f"{objective.pair_weight}: a text follows or it does not. Give 2."
+    )
+  if objective.mask_id >= model.vocab_size:
+    raise ValueError(
+      f"objective.mask_id={objective.mask_id} is no id of model.vocab_size="
+      f"{model.vocab_size}: raise model.vocab_size."
+    )
+
+
+def _mask(objective, tokenizer):
+  if not isinstance(objective, mlm.Config) or tokenizer.kind == "saved":
+    return
+  if objective.mask_id < tokenizer.vocab_size:
+    raise ValueError(
+      f"objective.mask_id={objective.mask_id} is a piece of text to the "
+      f"tokenizer: give tokenizer.vocab_size={tokenizer.vocab_size} or more, "
+      "below model.vocab_size."
+    )
+
+
+def _pairs(model, batch, objective):
+  weight = getattr(objective, "pair_weight", 0.0)
+  if (batch.packing == "pairs") != (weight > 0):
+    raise ValueError(
+      f"objective.pair_weight={weight} with batch.packing={batch.packing!r}: "
+      "pairs are packed for an objective that asks whether they belong "
+      "together (mlm with a weight above 0), and the other way round."
+    )
+  if weight and getattr(model, "n_types", 0) < 2:
+    raise ValueError(
+      f"objective.pair_weight={weight} with model.n_types="
+      f"{getattr(model, 'n_types', 0)}: the two texts of a pair are of two "
+      "kinds. Choose a family that tells them apart, as bert."
+    )
+
+
+def _written(model, eval):
+  writes = {"perplexity", "samples", "python"} & {*eval.during, *eval.final}
+  if writes and not families.is_causal(model):
+    raise ValueError(
+      f"{families.name(model)} reads both ways and cannot write: leave "
+      f"{', '.join(sorted(writes))} out of eval.during and eval.final, and take "
+      "objective."
+    )
+
+
 def _optimizer(model, optim, schedule, train):
   factor = schedules.make(schedule, train.steps)
   optimizers.make(optim, factor, families.axes(model))
@@ -206,5 +278,6 @@ def _samples(model, eval, generate):
 
 _RULES = (
   _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _ahead,
-  _optimizer, _rounds, _streamed, _measured, _samples,
+  _asked, _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured,
+  _samples,
 )  # fmt: skip

@@ -140,7 +140,7 @@ def train(
       tracker=tracker,
       checkpoints=checkpoints,
       evaluators=suite.make(
-        config.eval.during, config.eval, config.generate, s, tracker
+        config.eval.during, config.eval, config.generate, s, tracker, objective
       ),
       watch=guard.Watch(config.guard, first.params, workdir, say),
       ledger=ledger,

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax import numpy as jnp
 from jax.experimental import multihost_utils
 
 from configs import door
@@ -92,8 +91,7 @@ def abstract_batch(batch: pipeline.Config, layout: Layout) -> Batch:
     shape = (batch.size, batch.length)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batch)
 
-  ids = field(jnp.int32)
-  return Batch(ids, ids, field(jnp.float32), ids, ids)
+  return jax.tree.map(lambda x: field(x.dtype), batch.blank(0))
 
 
 def begin(config: door.Config, workdir: epath.Path) -> Setup:

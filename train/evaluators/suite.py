@@ -7,10 +7,17 @@ from typing import Any, Literal
 from configs import fields
 from configs.ranges import Count
 from models import sampling
+from train.core import step as steps
 from train.core.loop import Evaluator
 from train.core.setup import Setup
 from train.core.track import Tracker
-from train.evaluators import compression, perplexity, samples, syntax
+from train.evaluators import (
+  compression,
+  objective,
+  perplexity,
+  samples,
+  syntax,
+)
 
 REPORTED: dict[str, tuple[str, ...]] = {  # evaluator -> its metrics
   "perplexity": (
@@ -19,6 +26,7 @@ REPORTED: dict[str, tuple[str, ...]] = {  # evaluator -> its metrics
     "bits_per_byte",
     "heldout_accuracy",
   ),
+  "objective": ("heldout_loss", "heldout_accuracy"),
   "samples": (),
   "compression": (
     "gzip_bits_per_byte",
@@ -56,8 +64,18 @@ def make(
   generate: sampling.Config,
   setup: Setup,
   tracker: Tracker,
+  minimised: steps.Objective,
 ) -> dict[str, Evaluator]:
-  """Builds evaluators by name."""
+  """Builds evaluators by name.
+
+  Args:
+    names: of the evaluators.
+    config: of all of them.
+    generate: how samples are drawn.
+    setup: model, text and devices.
+    tracker: takes the samples.
+    minimised: what the model is trained by.
+  """
   tokenizer = setup.store.tokenizer
 
   def write(params: Any, prompts: tuple[str, ...]) -> list[str]:
@@ -84,6 +102,9 @@ def make(
   made = {
     "perplexity": lambda: perplexity.make(
       setup.model, setup.heldout, tokenizer.token_bytes, setup.layout
+    ),
+    "objective": lambda: objective.make(
+      minimised, setup.model, setup.heldout, setup.layout
     ),
     "samples": lambda: show,
     "compression": lambda: compress,

@@ -21,6 +21,7 @@ from configs import fields
 from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
 from models import families
+from models.layers.embed import Biased
 from models.weights import Weight
 from sharding import context, rules
 from sharding.rules import constrain
@@ -114,7 +115,7 @@ def cross_entropy(
   config: Config,
   how: families.Scoring,
   hidden: Float[Array, "B T D"],
-  head: Weight,
+  head: Weight | Biased,
   targets: Int[Array, "B T"],
   weights: Float[Array, "B T"],
 ) -> tuple[Float[Array, ""], Sums]:
@@ -172,10 +173,7 @@ def _forward(config, how, hidden, head, targets, weights):
   grad_hidden, stacked = _over_shards(on_shard, rows, head)
   sums, grad_head = stacked
   sums = {name: x.sum(0) for name, x in sums.items()}
-  if isinstance(head, Array):
-    grad_head = rules.added_up(grad_head, "vocab", "embed")
-  else:
-    grad_head = jax.tree.map(lambda x: x.sum(0), grad_head)
+  grad_head = _added_up(head, grad_head)
   # First the head's sum over devices, whose parts then make room for the layers.
   saved = jax.lax.optimization_barrier((grad_hidden, grad_head))
   return (sums.pop("objective"), sums), saved
@@ -190,7 +188,17 @@ def _backward(config, how, saved, cotangents):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _over_shards(on_shard: Callable, rows: Any, head: Weight) -> Any:
+def _added_up(head: Weight | Biased, parts: Any) -> Any:
+  """The head's gradient, of what the shards have of it."""
+  if isinstance(head, Biased):
+    table = _added_up(head.table, parts.table)
+    return Biased(table, rules.added_up(parts.bias, "vocab"))
+  if isinstance(head, Array):
+    return rules.added_up(parts, "vocab", "embed")
+  return jax.tree.map(lambda x: x.sum(0), parts)
+
+
+def _over_shards(on_shard: Callable, rows: Any, head: Weight | Biased) -> Any:
   """Runs on_shard(rows, head) -> (like rows, sums) on every shard's tokens.
 
   The sums are laid side by side.

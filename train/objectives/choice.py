@@ -1,0 +1,28 @@
+"""Which objective a page asks for, by name."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from configs import fields
+from models import families
+from train.core import step
+from train.objectives import lm, mlm
+
+CONFIGS = fields.Choice({"lm": lm.Config, "mlm": mlm.Config}, default="lm")
+
+
+def make(
+  config: Any, model: families.Config, word_edges: Bool[np.ndarray, "2 V"]
+) -> step.Objective:
+  """Builds the objective of a config.
+
+  Args:
+    config: one of CONFIGS.
+    model: what is trained.
+    word_edges: of the tokenizer.
+  """
+  if isinstance(config, mlm.Config):
+    return mlm.make(config, model, word_edges)
+  return lm.make(config, model)
