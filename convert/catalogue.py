@@ -1,7 +1,8 @@
 """Which file of `convert.names` is of which family, and what each has.
 
 KINDS   their model_type -> the classes of theirs whose weights we hold
-ROWS    which tensor of theirs is which of ours
+ROWS    which tensor of theirs is which of ours; `rows(config)` where the config
+        has a say in it
 theirs  our Config -> the keys of their config.json
 ours    their config.json (convert/settings.py) -> our Config
 
@@ -16,6 +17,7 @@ import re
 from types import ModuleType
 
 from convert.names import (
+  bart,
   bloom,
   deepseek,
   falcon,
@@ -30,6 +32,7 @@ from convert.names import (
   opt,
   phi3,
   stablelm,
+  t5,
 )
 from convert.names.row import Row
 from convert.settings import Settings
@@ -50,6 +53,8 @@ FAMILIES: dict[str, ModuleType] = {
   "mpt": mpt,
   "falcon": falcon,
   "mamba2": mamba2,
+  "t5": t5,
+  "bart": bart,
 }
 
 # What older versions kept beside the weights, and what follows from the config.
@@ -61,10 +66,18 @@ def of(config: families.Config) -> ModuleType:
   return FAMILIES[families.name(config)]
 
 
+def rows(config: families.Config) -> tuple[Row, ...]:
+  """Which tensor of theirs is which of ours."""
+  names = of(config)
+  return names.rows(config) if hasattr(names, "rows") else names.ROWS
+
+
 def in_files(config: families.Config) -> tuple[Row, ...]:
   """The rows of a config's family as their files have them."""
   names = of(config)
-  return names.in_files(config) if hasattr(names, "in_files") else names.ROWS
+  if hasattr(names, "in_files"):
+    return names.in_files(config)
+  return rows(config)
 
 
 def unused(config: families.Config) -> re.Pattern:

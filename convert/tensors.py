@@ -182,7 +182,7 @@ def from_theirs(
 
 
 def _all(config: families.Config) -> list[Piece]:
-  found = pieces(config, catalogue.of(config).ROWS)
+  found = pieces(config, catalogue.rows(config))
   assert not missing(config, found), f"no row for {missing(config, found)}"
   return found
 

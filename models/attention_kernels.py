@@ -14,7 +14,6 @@ an error. Where rows are split over `context`, the kernel runs within what
 models/context_attention.py says, and "auto" never takes the reference.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from jaxtyping import Array, Float
 
 from models import context_attention
 from models.layers.mask import Mask
+from models.layers.position import RelativeBias
 from models.layers.reference import attend
 from sharding import context, rules
 
@@ -56,7 +56,7 @@ def choose(
     length: of the rows that are trained on.
     d_head: size of a head.
     dtype: of the computation.
-    extras: what is done to the logits: softcap, alibi.
+    extras: what attention has: softcap, alibi, buckets, sight ahead.
 
   Raises:
     ValueError: what was asked for cannot run here.
@@ -127,6 +127,7 @@ def run(
   scale: float | None = None,
   softcap: float | None = None,
   slopes_N: Float[Array, "N"] | None = None,
+  bias: RelativeBias | None = None,
 ) -> Float[Array, "B T N Hv"]:
   """Attention by the kernel that `choose` gives.
 
@@ -138,9 +139,15 @@ def run(
     scale: of the logits; 1 / sqrt(H) by default.
     softcap: of the logits.
     slopes_N: of ALiBi, constants.
+    bias: added to the logits, by the positions of the mask.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
-  asked = {"softcap": softcap is not None, "alibi": slopes_N is not None}
+  asked = {
+    "softcap": softcap is not None,
+    "alibi": slopes_N is not None,
+    "buckets": bias is not None,
+    "sight ahead": not mask.causal or mask.prefix is not None,
+  }
   chosen = choose(
     length=length,
     d_head=d_head,
@@ -155,11 +162,18 @@ def run(
     return cudnn(*operands, scale=scale)
   one = {"chunked": chunked, "reference": attend}[chosen]
 
-  def kernel(q, k, v, mask, slopes):
-    return one(q, k, v, mask, scale=scale, softcap=softcap, slopes_N=slopes)
+  def kernel(q, k, v, mask, slopes, **more):
+    extras = {"scale": scale, "softcap": softcap, "slopes_N": slopes, **more}
+    return one(q, k, v, mask, **extras)
 
   if context.size(layout) == 1:
-    return kernel(*operands, slopes_N)
+    return kernel(*operands, slopes_N, bias=bias)
+  if bias is not None or mask.prefix is not None:
+    raise ValueError(
+      f"mesh.context={context.size(layout)} splits rows, and a prefix that is "
+      "seen whole or a bias by buckets is not carried along: give "
+      "mesh.context=1."
+    )
   context.check(layout, length=length, n_kv_heads=k_BSKH.shape[2])
   if layout.exchange == "ring":
     block = context_attention.BLOCK if chosen == "chunked" else None
@@ -186,7 +200,7 @@ def chunked(
     v_BSKH: values.
     mask: who may see whom.
     chunk: queries at once; the last chunk is filled up with padding.
-    extras: scale, softcap, bias_NTS, slopes_N and sinks_N of the reference.
+    extras: scale, softcap, bias, bias_NTS, slopes_N and sinks_N of the reference.
   """
   n_rows, length, *_ = q_BTNH.shape
   n_chunks = -(-length // chunk)
@@ -202,16 +216,19 @@ def chunked(
 
   @jax.checkpoint
   def one(part):
-    q, positions, segments, bias = part
-    seen = dataclasses.replace(mask, q_positions=positions, q_segments=segments)
-    if bias is not None:
-      extras["bias_NTS"] = bias
+    q, positions, segments, prefix, bias_NTS = part
+    seen = mask.replace(
+      q_positions=positions, q_segments=segments, prefix=prefix
+    )
+    if bias_NTS is not None:
+      extras["bias_NTS"] = bias_NTS
     return attend(q, k_BSKH, v_BSKH, seen, **extras)
 
   parts = (
     split(q_BTNH, 1),
     split(mask.q_positions, 1),
     split(mask.q_segments, 1),
+    None if mask.prefix is None else split(mask.prefix, 1),
     None if bias_NTS is None else split(bias_NTS, 1),
   )
   out = jnp.moveaxis(jax.lax.map(one, parts), 0, 1)

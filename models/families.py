@@ -1,5 +1,6 @@
 """The architectures by name, and what is the same for all of them."""
 
+import inspect
 import sys
 import typing
 from typing import Any
@@ -11,6 +12,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from models import (
+  bart,
   bloom,
   deepseek,
   falcon,
@@ -25,6 +27,7 @@ from models import (
   opt,
   phi3,
   stablelm,
+  t5,
 )
 from models.weights import Weight, einsum
 from sharding import rules
@@ -44,6 +47,8 @@ FAMILIES: dict[str, type] = {
   "mpt": mpt.Config,
   "falcon": falcon.Config,
   "mamba2": mamba2.Config,
+  "t5": t5.Config,
+  "bart": bart.Config,
 }
 
 Config = Any  # one of FAMILIES
@@ -58,6 +63,19 @@ def build(config: Config) -> nn.Module:
 def name(config: Config) -> str:
   """The family's name in FAMILIES."""
   return next(n for n, family in FAMILIES.items() if family is type(config))
+
+
+def reads(config: Config, what: str) -> bool:
+  """Whether the family reads such a thing beside the tokens.
+
+  Args:
+    config: of a family.
+    what: "source": another text, whole; "prefix": how much of its own text
+      every token sees.
+  """
+  if what == "prefix" and "state" in config.pattern:
+    return False  # what was read is summed up in order
+  return what in inspect.signature(build(config).__call__).parameters
 
 
 def init(config: Config, key: Array) -> Params:
@@ -82,7 +100,8 @@ def axes(config: Config) -> Params:
 
 def _boxed(config: Config, key: Array) -> Params:
   one = jnp.zeros((1, 1), jnp.int32)
-  return build(config).init(key, one, one, one)["params"]
+  source = {"source": (one, one, one)} if reads(config, "source") else {}
+  return build(config).init(key, one, one, one, **source)["params"]
 
 
 def head(params: Params) -> Weight:

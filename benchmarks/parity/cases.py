@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from data.batch import Batch
+from data.batch import Batch, Source
 from models import (
+  bart,
   bloom,
   deepseek,
   falcon,
@@ -29,6 +30,7 @@ from models import (
   opt,
   phi3,
   stablelm,
+  t5,
 )
 from models.layers import latent, moe, ssm
 from models.layers.position import Scaling
@@ -137,6 +139,20 @@ def _long(original_length: int, n_pairs: int) -> Scaling:
   )
 
 
+_T5 = t5.Config(
+  vocab_size=48,
+  d_model=32,
+  n_encoder_layers=3,
+  n_layers=2,
+  n_heads=4,
+  d_head=6,
+  d_ff=56,
+  max_length=16,
+  n_buckets=8,
+  farthest=12,
+  dtype="float32",
+)
+
 _LIMITED = dict(n_groups=4, n_active_groups=2)
 
 CASES: dict[str, families.Config] = {
@@ -216,6 +232,20 @@ CASES: dict[str, families.Config] = {
   "mamba2": _mamba2(n_groups=1),
   "mamba2_groups": _mamba2(n_groups=2),
   "falcon_sequential": _gpts(falcon, n_kv_heads=4, branches="sequential"),
+  "t5": _T5,
+  "t5_v1_1": dataclasses.replace(
+    _T5, activation="gelu_tanh", gated=True, tied=False
+  ),
+  "bart": bart.Config(
+    vocab_size=48,
+    d_model=32,
+    n_encoder_layers=3,
+    n_layers=2,
+    n_heads=4,
+    d_ff=56,
+    max_length=16,
+    dtype="float32",
+  ),
 }
 
 # What others have, in another combination: slow tests run these.
@@ -245,8 +275,9 @@ def params(config: families.Config) -> families.Params:
 def batch(config: families.Config) -> Batch:
   """Two rows of 16: segments of 7, 5 and padding of 4; one segment of 16.
 
-  Dynamic NTK and LongRoPE depend on the length of the text, so that each of
-  their rows is one text.
+  Where a source is read, its rows of 14 have segments of 4, 8 and 2 of padding,
+  and of 14. Dynamic NTK and LongRoPE depend on the length of the text, so that
+  each of their rows is one text.
   """
   rng = np.random.default_rng(0)
   tokens, targets = rng.integers(
@@ -259,7 +290,16 @@ def batch(config: families.Config) -> Batch:
     segments[0] = [1] * 7 + [2] * 5 + [0] * 4
     positions[0] = [*range(7), *range(5), *range(4)]
   weights = np.float32(segments > 0)
-  return Batch(tokens, targets, weights, segments, positions)
+  whole = Batch(tokens, targets, weights, segments, positions)
+  if not families.reads(config, "source"):
+    return whole
+  # 0 is padding to BART, which has no gradient there.
+  read = rng.integers(1, config.vocab_size, (2, 14), dtype=np.int32)
+  segments = np.array([[1] * 4 + [2] * 8 + [0] * 2, [1] * 14], np.int32)
+  positions = np.tile(np.arange(14, dtype=np.int32), (2, 1))
+  positions[0] = [*range(4), *range(8), 0, 0]
+  source = Source(read, positions, segments)
+  return whole.replace(tokens=np.maximum(tokens, 1), source=source)
 
 
 def run(
@@ -276,6 +316,7 @@ def run(
       batch.tokens,
       batch.positions,
       batch.segment_ids,
+      **batch.beside,
       deterministic=False,  # a capacity counts in training; nothing is random
     )
     logits = families.logits(config, params, hidden)

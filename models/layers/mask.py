@@ -24,7 +24,9 @@ class Mask:
   kv_segments: Int[Array, "B S"]
   causal: bool = flax.struct.field(pytree_node=False, default=True)
   window: int | None = flax.struct.field(pytree_node=False, default=None)
-  prefix: Int[Array, "B"] | None = None  # positions below see each other
+  # A query also sees the positions below this one, ahead of it too: in a prefix
+  # all see each other. One number for every place of a segment.
+  prefix: Int[Array, "B T"] | None = None
 
   def dense(self) -> Bool[Array, "B T S"]:
     """True where query t may see key s."""
@@ -34,7 +36,7 @@ class Mask:
     if self.causal:
       allowed = k <= q
       if self.prefix is not None:
-        allowed |= k < self.prefix[:, None, None]
+        allowed |= k < self.prefix[:, :, None]
       seen &= allowed
     if self.window is not None:
       near = q - k < self.window

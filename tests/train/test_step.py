@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax import numpy as jnp
 
+from benchmarks.parity import cases
 from models import deepseek, families, mixtral
 from models.layers import latent, moe
 from sharding import context, mesh, report, rules
@@ -77,8 +78,9 @@ def _run(
   first = jax.device_put(
     jax.device_get(first), state.shardings(model, transform, layout)
   )
-  columns = context.columns(layout, batch.tokens.shape[1])
-  batch = jax.tree.map(lambda x: x[:, columns], batch)
+  batch = jax.tree.map(
+    lambda x: x[:, context.columns(layout, x.shape[1])], batch
+  )
   batch = jax.device_put(batch, layout.batch)
   compiled, _ = loop.compile_step(update, first, batch, layout)
   last = first
@@ -250,6 +252,21 @@ def test_every_mesh_gives_the_update_of_one_device_to_deepseek(
   bias = here["stack"]["layers"]["block_0"]["mlp"]["bias"]
   assert set(np.unique(np.abs(bias))) > {np.float32(0.002)}
   chex.assert_trees_all_close(there, here, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name", ["t5_v1_1", pytest.param("bart", marks=pytest.mark.slow)]
+)
+def test_a_mesh_gives_the_update_of_one_device_to_pairs(name):
+  """S1: of a text and of what it was written about, packed."""
+  model = cases.CASES[name]
+  batch = jax.tree.map(lambda x: np.concatenate([x] * 4), cases.batch(model))
+  # Rows alike but for their tokens: they are rolled on from row to row.
+  rolled = [np.roll(row, i) for i, row in enumerate(batch.tokens)]
+  batch = batch.replace(tokens=np.stack(rolled))
+  here, expected, _ = _run(model, batch, n_steps=1)
+  there, metrics, _ = _run(model, batch, "fsdp x tensor", n_steps=1)
+  _compare(there, metrics, here, expected)
 
 
 def test_adam_on_a_mesh_is_adam(tiny, ragged_batch):
