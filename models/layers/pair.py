@@ -131,7 +131,7 @@ class Model(nn.Module):
     drop = nn.Dropout(c.dropout, deterministic=deterministic)
     side = stack.Side(
       mask.of_tokens(positions, segments, causal=kind == DECODER),
-      None,
+      {},  # nothing is turned
       deterministic,
       bias=self.bias(kind),
       memory=memory,
