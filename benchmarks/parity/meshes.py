@@ -104,8 +104,9 @@ def run(
   first = jax.device_get(state.start(cases.params(model), transform))
   places = state.shardings(model, transform, layout)
   last = jax.device_put(first, places)
-  columns = context.columns(layout, batch.tokens.shape[1])
-  batch = jax.tree.map(lambda x: x[:, columns], batch)
+  batch = jax.tree.map(
+    lambda x: x[:, context.columns(layout, x.shape[1])], batch
+  )
   batch = jax.device_put(batch, layout.batch)
   compiled, _ = loop.compile_step(update, last, batch, layout)
   for _ in range(n_steps):
