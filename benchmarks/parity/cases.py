@@ -4,6 +4,7 @@ Both sides of a comparison start from here: ours, and that of `transformers`.
 """
 
 import dataclasses
+import math
 import pathlib
 import zlib
 from typing import Any
@@ -39,6 +40,7 @@ from models import (
 )
 from models.layers import heads, latent, moe, ssm
 from models.layers.position import Scaling
+from sharding import mesh, rules
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
 
@@ -375,13 +377,29 @@ def weights_of(kind: str, batch: Batch) -> np.ndarray:
   return batch.weights * (batch.positions == 0) if of_texts else batch.weights
 
 
+def layout(config: families.Config) -> rules.Layout:
+  """Eight devices: rows, widths, heads, and positions where they can be split.
+
+  Four of them for two rows of sources, whose positions cannot.
+  """
+  parts = dict(context=2, tensor=2)
+  if "state" in config.pattern:
+    parts = dict(tensor=4)
+  elif families.reads(config, "source"):
+    parts = dict(tensor=2)
+  parts = dict(data=1, fsdp=2, **parts)
+  used = jax.devices()[: math.prod(parts.values())]
+  return rules.make(mesh.make(mesh.Config(**parts), used), "fsdp_tensor")
+
+
 def run(
   config: families.Config, weights: families.Params | None = None
 ) -> tuple[np.ndarray, families.Params]:
   """Our logits of `batch`, and the gradients of its mean cross-entropy.
 
   The logits of all that is asked lie side by side, zero where nothing counts.
-  Targets are taken modulo how many there are. Weights are `params` where they are not given.
+  Targets are taken modulo how many there are. Weights are `params` where they
+  are not given.
   """
 
   def loss(params, batch):
