@@ -255,15 +255,15 @@ def prepare() -> None:
 
 def _results(chosen: list[Cell]) -> Iterator[page.Result]:
   """As they come; families stay together, whose one device is run once."""
-  with concurrent.futures.ProcessPoolExecutor(
-    _JOBS.value,
-    multiprocessing.get_context("spawn"),
-    prepare,
-    max_tasks_per_child=_N_CELLS,
-  ) as pool:
-    todo = [pool.submit(judge, cell) for cell in chosen]
-    for done in concurrent.futures.as_completed(todo):
-      yield done.result()
+  n_cells = _N_CELLS * _JOBS.value
+  for start in range(0, len(chosen), n_cells):
+    with concurrent.futures.ProcessPoolExecutor(
+      _JOBS.value, multiprocessing.get_context("spawn"), prepare
+    ) as pool:
+      part = chosen[start : start + n_cells]
+      todo = [pool.submit(judge, cell) for cell in part]
+      for done in concurrent.futures.as_completed(todo):
+        yield done.result()
 
 
 def main(argv: list[str]) -> None:
