@@ -242,6 +242,24 @@ def read(spec: os.PathLike | str) -> dict[str, Any]:
   return page
 
 
+def read_sweep(spec: str) -> list[common.Override]:
+  """The sweep of PAGE.py[:arg]: what its `get_sweep(arg)` gives.
+
+  Raises:
+    ValueError: the page has no sweep, or an empty one.
+  """
+  name, _, arg = str(spec).partition(".py:")
+  path = f"{name.removesuffix('.py')}.py"
+  page = runpy.run_path(path) if epath.Path(path).exists() else {}
+  sweep = page["get_sweep"](arg) if "get_sweep" in page else []
+  if not sweep:
+    raise ValueError(
+      f"{path} has no sweep: give it `get_sweep(arg)`, a list of overrides, as "
+      "configs/sweeps/micro.py has one."
+    )
+  return sweep
+
+
 def write(path: epath.Path, settings: Mapping[str, Any]) -> None:
   """Writes a resolved config with its own digest, whole or not at all."""
   text = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1)

@@ -1,0 +1,67 @@
+"""A scaling law on a laptop: four sizes of Llama, three computes, real text.
+
+    python -m train.sweep --config=configs/sweeps/micro.py --workdir=runs/micro
+    python -m research.scaling.fit --points=runs/micro/points.csv --out=runs/micro/law
+
+Twelve runs of 0.2 to 1.3 M parameters on the interpreter's own standard library.
+Argument: `:scale=0.1` makes every run a tenth as long.
+Learning rates are those of width 64, scaled by muP (2203.03466).
+"""
+
+from configs import common
+
+TOKENS_PER_STEP = 8 * 128
+N_LAYERS, D_HEAD, VOCAB = 3, 16, 1024
+WIDTHS = (48, 80, 112, 160)
+BUDGETS = (3e11, 1e12, 3e12)  # FLOPs of a run
+
+
+def get_config(arg: str = ""):
+  """The page: what all runs have in common."""
+  common.parse_arg(arg, scale=1.0)
+  config = common.base()
+  config.model = dict(
+    name="llama",
+    vocab_size=VOCAB,
+    n_layers=N_LAYERS,
+    d_head=D_HEAD,
+    max_length=128,
+    tied=True,
+    dtype="float32",
+    **sizes(WIDTHS[0]),
+  )
+  config.tokenizer = dict(kind="sentencepiece_bpe", vocab_size=VOCAB)
+  config.data = dict(sources=("stdlib",), heldout_fraction=0.02)
+  config.batch = dict(size=8, length=128, n_interleaved=8)
+  config.optim = dict(name="adamw", lr=6e-3, weight_decay=0.1, mup_width=64)
+  config.schedule = dict(name="cosine", warmup_steps=20)
+  config.train = dict(steps=100, log_every_steps=100)
+  config.checkpoint = dict(every_steps=1000, keep_last=1)
+  config.eval = dict(during=("perplexity",), final=("perplexity",))
+  return config
+
+
+def sizes(width: int) -> dict[str, int]:
+  """A model of a width."""
+  n_heads = width // D_HEAD
+  return dict(
+    d_model=width, n_heads=n_heads, n_kv_heads=n_heads, d_ff=8 * width // 3
+  )
+
+
+def n_params(width: int) -> int:
+  """Of such a model."""
+  d_ff = sizes(width)["d_ff"]
+  block = 4 * width**2 + 3 * width * d_ff + 2 * width
+  return N_LAYERS * block + width + VOCAB * width
+
+
+def get_sweep(arg: str = ""):
+  """Every budget on every size."""
+  arg = common.parse_arg(arg, scale=1.0)
+  models = [
+    (n_params(w), {f"model.{k}": v for k, v in sizes(w).items()})
+    for w in WIDTHS
+  ]
+  budgets = [arg.scale * budget for budget in BUDGETS]
+  return common.isoflop(budgets, models, TOKENS_PER_STEP)
