@@ -17,7 +17,7 @@ from configs import door
 from train import sweep
 from train.core import sweeps
 
-PAGE = "configs/sweeps/micro.py:scale=0.02"
+PAGE = "configs/sweeps/micro.py:scale=0.1"
 # In the place of a training: ends as the file `codes` says, life after life.
 FAKE = """
   import json, pathlib, signal, sys, time
@@ -86,7 +86,7 @@ def test_every_run_has_its_settings_and_all_share_the_text(tmp_path):
     assert run.config.data.path == str(tmp_path / "store")
   # C = 6 N D: what a budget buys, to a step.
   for run in runs:
-    budget = 0.02 * (3e11, 1e12, 3e12)[run.index // 4]
+    budget = 0.1 * (3e11, 1e12, 3e12)[run.index // 4]
     spent = 6 * sweeps.n_params(run) * sweeps.n_tokens(run)
     one_step = 6 * sweeps.n_params(run) * 8 * 128
     assert abs(spent - budget) <= one_step / 2

@@ -22,7 +22,7 @@ from etils import epath
 
 from configs import common, door
 from models import durable, flops
-from train.core import preemption, track
+from train.core import conflicts, preemption, track
 
 Status = Literal["waiting", "cut", "failed", "done"]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -87,6 +87,7 @@ def plan(
       changed["data"]["path"] = str(workdir / "store")
     try:
       config = door.build(changed, sections)
+      conflicts.check(config)
     except ValueError as error:
       raise ValueError(f"run {index} of the sweep: {error}") from None
     folder = workdir / f"{index:03}"
