@@ -242,22 +242,23 @@ def read(spec: os.PathLike | str) -> dict[str, Any]:
   return page
 
 
-def read_sweep(spec: str) -> list[common.Override]:
-  """The sweep of PAGE.py[:arg]: what its `get_sweep(arg)` gives.
+def ask_page(spec: str, name: str) -> Any:
+  """What another function of PAGE.py[:arg] gives: a sweep, a search.
 
   Raises:
-    ValueError: the page has no sweep, or an empty one.
+    ValueError: there is no such page, it has no such function, or that gives
+      nothing.
   """
-  name, _, arg = str(spec).partition(".py:")
-  path = f"{name.removesuffix('.py')}.py"
+  stem, _, arg = str(spec).partition(".py:")
+  path = f"{stem.removesuffix('.py')}.py"
   page = runpy.run_path(path) if epath.Path(path).exists() else {}
-  sweep = page["get_sweep"](arg) if "get_sweep" in page else []
-  if not sweep:
+  found = page[name](arg) if name in page else None
+  if not found:
     raise ValueError(
-      f"{path} has no sweep: give it `get_sweep(arg)`, a list of overrides, as "
-      "configs/sweeps/micro.py has one."
+      f"{path} has no {name}(arg) that gives something: configs/sweeps/micro.py "
+      "shows how it is written."
     )
-  return sweep
+  return found
 
 
 def write(path: epath.Path, settings: Mapping[str, Any]) -> None:

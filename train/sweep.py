@@ -35,7 +35,7 @@ def main(config: door.Config, workdir: epath.Path) -> int:
     raise ValueError(
       "--config=PAGE.py is missing: a sweep is a part of a page."
     )
-  overrides = door.read_sweep(spec)
+  overrides = door.ask_page(spec, "get_sweep")
   runs = sweeps.plan(config.to_dict(), overrides, SECTIONS, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   code = 0 if _TABLE.value else _start(_chosen(runs))

@@ -64,7 +64,7 @@ def fake(tmp_path, monkeypatch):
 
 def _plan(workdir) -> list[sweeps.Run]:
   config = door.build(door.read(PAGE), sweep.SECTIONS)
-  overrides = door.read_sweep(PAGE)
+  overrides = door.ask_page(PAGE, "get_sweep")
   return sweeps.plan(config.to_dict(), overrides, sweep.SECTIONS, workdir)
 
 
@@ -147,8 +147,8 @@ def test_a_wrong_setting_names_its_run(tmp_path):
   wrong = [{"optim.lr": 1e-3}, {"optim.rl": 1e-3}]
   with pytest.raises(ValueError, match="run 1 of the sweep: .*optim.rl"):
     sweeps.plan(config.to_dict(), wrong, sweep.SECTIONS, epath.Path(tmp_path))
-  with pytest.raises(ValueError, match="quickstart.py has no sweep"):
-    door.read_sweep("configs/quickstart.py")
+  with pytest.raises(ValueError, match="quickstart.py has no get_sweep"):
+    door.ask_page("configs/quickstart.py", "get_sweep")
 
 
 @pytest.mark.slow

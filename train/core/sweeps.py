@@ -6,6 +6,7 @@ WORKDIR/table.md    all of them
 WORKDIR/points.csv  N, D, loss of those that are done: what a law is fitted to
 """
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from etils import epath
@@ -25,6 +26,7 @@ from models import durable, flops
 from train.core import conflicts, preemption, track
 
 Status = Literal["waiting", "cut", "failed", "done"]
+_POLL_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -78,21 +80,31 @@ def plan(
   Raises:
     ValueError: a setting is wrong; names the run.
   """
-  runs = []
-  for index, overrides in enumerate(sweep):
-    changed = copy.deepcopy({k: dict(v) for k, v in page.items()})
-    for key, value in overrides.items():
-      _put(changed, key, value)
-    if not changed["data"].get("path") and not _reads_other_text(overrides):
-      changed["data"]["path"] = str(workdir / "store")
-    try:
-      config = door.build(changed, sections)
-      conflicts.check(config)
-    except ValueError as error:
-      raise ValueError(f"run {index} of the sweep: {error}") from None
-    folder = workdir / f"{index:03}"
-    runs.append(Run(index, folder, overrides, config))
-  return runs
+  return [
+    make(page, index, overrides, sections, workdir)
+    for index, overrides in enumerate(sweep)
+  ]
+
+
+def make(
+  page: Mapping[str, Any],
+  index: int,
+  overrides: common.Override,
+  sections: Mapping[str, Any],
+  workdir: epath.Path,
+) -> Run:
+  """One run of a sweep; as `plan` makes all of them."""
+  changed = copy.deepcopy({k: dict(v) for k, v in page.items()})
+  for key, value in overrides.items():
+    _put(changed, key, value)
+  if not changed["data"].get("path") and not _reads_other_text(overrides):
+    changed["data"]["path"] = str(workdir / "store")
+  try:
+    config = door.build(changed, sections)
+    conflicts.check(config)
+  except ValueError as error:
+    raise ValueError(f"run {index} of the sweep: {error}") from None
+  return Run(index, workdir / f"{index:03}", overrides, config)
 
 
 def _put(page: dict[str, Any], key: str, value: Any) -> None:
@@ -106,7 +118,11 @@ def _reads_other_text(overrides: common.Override) -> bool:
   return any(key.split(".")[0] in ("data", "tokenizer") for key in overrides)
 
 
-def start(run: Run, program: Sequence[str]) -> int:
+def start(
+  run: Run,
+  program: Sequence[str],
+  is_over: Callable[[], bool] = lambda: False,
+) -> int:
   """Starts or resumes a run in a process of its own, and waits for it.
 
   Signals are handed on: the run saves, and says 75.
@@ -114,6 +130,7 @@ def start(run: Run, program: Sequence[str]) -> int:
   Args:
     run: of a sweep.
     program: `python -m ...` without its workdir.
+    is_over: asked every second; True asks the run to stop.
 
   Returns:
     Its exit code.
@@ -143,13 +160,21 @@ def start(run: Run, program: Sequence[str]) -> int:
       for number in _SIGNALS
     }
     try:
-      code = child.wait()
+      while (code := _waited(child)) is None:
+        if is_over():
+          child.send_signal(signal.SIGTERM)
     finally:
       for number, handler in kept.items():
         signal.signal(number, handler)
   outcome = {"code": code, "seconds": before + time.monotonic() - began}
   durable.write_text(run.folder / "outcome.json", json.dumps(outcome))
   return code
+
+
+def _waited(child: subprocess.Popen) -> int | None:
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    return child.wait(_POLL_SECONDS)
+  return None
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
