@@ -59,7 +59,7 @@ lint: .venv/test
 	touch $@
 
 .venv/plan: .venv/test
-	$(PIP) -e '.[test,plan]'
+	$(PIP) -e '.[test,plan,search]'
 	touch $@
 
 .venv/parity: .venv/test

@@ -63,7 +63,8 @@ setuptools.setup(
     "parity": ["torch==2.13.0", "transformers>=5.23,<6", "gguf>=0.19"],
     "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
-    "tracking": ["mlflow-skinny>=3.5", "optuna>=4.5", "wandb>=0.22"],
+    "search": ["optuna>=5.0"],
+    "tracking": ["mlflow-skinny>=3.5", "wandb>=0.22"],
     "plan": ["libtpu==0.0.42.*"],  # the TPU compilers, of jax 0.10.2
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],

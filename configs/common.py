@@ -4,6 +4,8 @@ import ast
 import builtins
 import difflib
 import itertools
+import math
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,3 +87,71 @@ def zip(**choices: Iterable[Any]) -> list[Override]:
 def chain(*sweeps: list[Override]) -> list[Override]:
   """Runs one sweep after the other."""
   return list(itertools.chain(*sweeps))
+
+
+def sample(n: int, seed: int = 0, **laws: Iterable[Any]) -> list[Override]:
+  """Draws n rows: `sample(8, **{"optim.lr": ("log", 1e-4, 1e-2)})`.
+
+  A law is ("log", low, high), ("uniform", low, high), or choices. The same seed
+  gives the same rows, and a longer list begins with a shorter one.
+  """
+  rows = []
+  for i in range(n):
+    rng = random.Random(f"{seed}/{i}")
+    rows.append({key: _draw(rng, list(law)) for key, law in laws.items()})
+  return rows
+
+
+def _draw(rng: random.Random, law: list[Any]) -> Any:
+  kind = law[0] if len(law) == 3 else None
+  if kind == "log":
+    return math.exp(rng.uniform(math.log(law[1]), math.log(law[2])))
+  if kind == "uniform":
+    return rng.uniform(law[1], law[2])
+  return rng.choice(law)
+
+
+def isoflop(
+  budgets: Iterable[float],
+  sizes: Iterable[tuple[int, Override]],
+  tokens_per_step: int,
+  least_steps: int = 1,
+) -> list[Override]:
+  """Spends every budget of FLOPs on every size: C = 6 N D (2001.08361).
+
+  Args:
+    budgets: FLOPs.
+    sizes: parameters, and the settings of a model that has so many.
+    tokens_per_step: of a batch.
+    least_steps: rows with fewer are left out.
+  """
+  rows = []
+  for budget in budgets:
+    for n_params, override in sizes:
+      steps = round(budget / (6 * n_params * tokens_per_step))
+      if steps >= least_steps:
+        rows.append({**override, "train.steps": steps})
+  return rows
+
+
+def ladder(
+  widths: Iterable[int],
+  depths: Iterable[int],
+  steps: Iterable[int],
+  d_head: int,
+) -> list[Override]:
+  """Every width with every depth and length; d_model, heads and d_ff follow.
+
+  d_ff is 8/3 of the width in multiples of 32, as in SwiGLU blocks (2002.05202).
+  """
+  return [
+    {
+      "model.d_model": width,
+      "model.n_heads": width // d_head,
+      "model.n_kv_heads": width // d_head,
+      "model.d_ff": max(1, round(width * 8 / 3 / 32)) * 32,
+      "model.n_layers": depth,
+      "train.steps": n,
+    }
+    for width, depth, n in itertools.product(widths, depths, steps)
+  ]

@@ -242,6 +242,25 @@ def read(spec: os.PathLike | str) -> dict[str, Any]:
   return page
 
 
+def ask_page(spec: str, name: str) -> Any:
+  """What another function of PAGE.py[:arg] gives: a sweep, a search.
+
+  Raises:
+    ValueError: there is no such page, it has no such function, or that gives
+      nothing.
+  """
+  stem, _, arg = str(spec).partition(".py:")
+  path = f"{stem.removesuffix('.py')}.py"
+  page = runpy.run_path(path) if epath.Path(path).exists() else {}
+  found = page[name](arg) if name in page else None
+  if not found:
+    raise ValueError(
+      f"{path} has no {name}(arg) that gives something: configs/sweeps/micro.py "
+      "shows how it is written."
+    )
+  return found
+
+
 def write(path: epath.Path, settings: Mapping[str, Any]) -> None:
   """Writes a resolved config with its own digest, whole or not at all."""
   text = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1)

@@ -76,7 +76,9 @@ def read_command(command: list[str]) -> door.Config | None:
     r"^SECTIONS\b", source, re.M
   ):  # an instrument: it may need what is not here
     for argument in arguments:
-      assert argument in source, f"{name} takes no {argument}"
+      flag = argument.removeprefix("--").partition("=")[0]
+      known = argument in source or f'("{flag}"' in source
+      assert known, f"{name} takes no {argument}"
     return None
   module = importlib.import_module(name)
   rest, overrides = door.split_overrides(arguments)

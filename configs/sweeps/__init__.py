@@ -1,0 +1,1 @@
+"""Pages with a sweep: what `train.sweep` runs."""

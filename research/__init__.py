@@ -1,0 +1,1 @@
+"""Papers as folders; imports anything, imported by nothing."""

@@ -1,0 +1,1 @@
+"""Scaling laws: fits with intervals, from runs or from a table."""
