@@ -29,6 +29,7 @@ from models import (
   olmo2,
   opt,
   phi3,
+  rnn,
   roberta,
   stablelm,
 )
@@ -52,6 +53,7 @@ FAMILIES: dict[str, type] = {
   "mpt": mpt.Config,
   "falcon": falcon.Config,
   "mamba2": mamba2.Config,
+  "rnn": rnn.Config,
   "bert": bert.Config,
   "roberta": roberta.Config,
   "distilbert": distilbert.Config,

@@ -32,7 +32,7 @@ def forward_per_token(config: families.Config, length: int) -> float:
   for i in range(config.n_layers):
     kind = config.pattern[i % len(config.pattern)]
     if kind == "state":
-      attention += _state(config)
+      attention += config.state.n_flops
       continue
     attention += _attention(config, n_seen(config, kind, length))
   return 2 * n_matmul_params(config) + attention
@@ -64,12 +64,6 @@ def train_per_token(config: families.Config, length: int) -> float:
     forward += 2 * _n_matmul(config, is_ahead=True)
     forward += _attention(config, length / 2)
   return 3 * forward
-
-
-def _state(config: families.Config) -> float:
-  """FLOPs per token of a layer: a state is added to, and read."""
-  _, _, d_state = config.state
-  return 4.0 * config.n_heads * config.d_head * d_state
 
 
 def _attention(config: families.Config, n_seen: float) -> float:

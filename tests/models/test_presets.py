@@ -100,6 +100,8 @@ N_PARAMS = {
   "mamba2_1_3b": 1_343_757_312,
   "mamba2_2_7b": 2_702_599_680,
   "codestral_mamba_7b": 7_285_403_648,
+  "zaremba_medium": 19_765_200,
+  "zaremba_large": 66_012_000,
 }
 PRESETS = {
   name: preset
