@@ -1,0 +1,1 @@
+"""Language models from before the networks, to measure those by."""
