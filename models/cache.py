@@ -52,7 +52,7 @@ class Memory(typing.NamedTuple):
 
   inputs: dict[str, tuple[int, int]]  # of each of the last tokens
   n_before: int  # how many of those
-  state: tuple[int, int, int]  # [N, H, S]
+  state: tuple[int, int, int]  # N, H and S of the state
   n_flops: float  # of a token, where the state meets no parameter
 
 

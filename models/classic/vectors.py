@@ -8,7 +8,7 @@ no head. All that reads such files reads these.
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
 from etils import epath
@@ -109,13 +109,15 @@ def read(path: epath.Path) -> Vectors:
   Raises:
     ValueError: a line that is none of its kind, with its number.
   """
-  with path.open("r", encoding="utf-8", errors="replace") as file:
-    first = file.readline().rstrip("\n").split(" ")
+  with path.open("rb") as file:
+    texts = (line.decode(errors="replace").rstrip(" \r\n") for line in file)
+    first = next(texts, "").split(" ")
     headed = len(first) == 2 and all(part.isdigit() for part in first)
-    lines = _lines(path, file, 2 if headed else 1, first)
     width = int(first[1]) if headed else len(first) - 1
+    if not headed:
+      texts = itertools.chain([" ".join(first)], texts)
     words, rows = [], []
-    for number, line in lines:
+    for number, line in enumerate(texts, start=1 + headed):
       word, *numbers = line.rsplit(" ", width)
       if len(numbers) != width:
         raise ValueError(f"{path}:{number} has no {width} numbers.")
@@ -125,14 +127,6 @@ def read(path: epath.Path) -> Vectors:
         raise ValueError(f"{path}:{number}: {error}.") from error
       words.append(word)
   return _whole(path, words, rows, int(first[0]) if headed else len(words))
-
-
-def _lines(path, file, start, first) -> Iterator[tuple[int, str]]:
-  if start == 1:
-    yield 1, " ".join(first)
-  for number, line in enumerate(file, start=2):
-    if text := line.rstrip("\n").rstrip(" "):
-      yield number, text
 
 
 def read_binary(path: epath.Path) -> Vectors:

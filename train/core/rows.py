@@ -8,11 +8,13 @@ gradients are added up first, then both steps are taken.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -53,6 +55,60 @@ class State:
 def begin(tables: Tables, square: float) -> State:
   """The state ahead of the first step; `square` is where the sums start."""
   return State(tables, jax.tree.map(lambda x: jnp.full_like(x, square), tables))
+
+
+def fit(
+  config: Config,
+  state: State,
+  fixed: Any,
+  objective: Objective,
+  blocks: Iterable[tuple[float, Any]],
+  n_epoch: int,
+  say: Callable[[str], None],
+) -> tuple[State, dict[str, float]]:
+  """Trains on all blocks, with an lr that falls to nothing.
+
+  Args:
+    config: lr, seed, how often to say how far it is.
+    state: is given away.
+    fixed: see `run`.
+    objective: see `run`.
+    blocks: how much of the training is done behind each, and it.
+    n_epoch: what an epoch reads, for the rate.
+    say: takes a line.
+
+  Returns:
+    the state, and the loss of the last part and the rate.
+
+  Raises:
+    ValueError: there is nothing in the blocks.
+  """
+  key, began = jax.random.key(config.seed + 1), time.monotonic()
+  told, loss, weight, metrics = began, 0.0, 0.0, {"loss": 0.0}
+  for i, (done, block) in enumerate(blocks):
+    lr = np.float32(config.lr * max(1.0 - done, 1e-4))
+    state, (more, n) = run(
+      objective, state, fixed, block, lr, jax.random.fold_in(key, i)
+    )
+    loss, weight = loss + more, weight + n
+    seconds = time.monotonic() - began
+    is_due = began + seconds - told > config.log_every_seconds
+    if (is_due or done == 1.0) and float(weight):
+      metrics = {
+        "loss": float(loss) / float(weight),
+        "rate": done * config.epochs * n_epoch / seconds,
+      }
+      say(
+        f"  {done:4.0%}  loss {metrics['loss']:.4f}  {metrics['rate']:,.0f} a "
+        f"second  left {seconds * (1 - done) / done:,.0f} s"
+      )
+      told, loss, weight = began + seconds, 0.0, 0.0
+  if "rate" not in metrics:
+    raise ValueError(
+      "data.sources hold no two words that stand near each other: give texts of "
+      "several words."
+    )
+  return state, metrics
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")

@@ -84,8 +84,8 @@ def squares(
 
 def blocks(
   counts: cooccurrence.Counts, train: rows.Config
-) -> Iterator[tuple[float, int, tuple[Array, ...]]]:
-  """How much of the training is done, pairs read since, and N_BATCHES batches.
+) -> Iterator[tuple[float, tuple[Array, ...]]]:
+  """How much of the training is done behind N_BATCHES batches, and these.
 
   Every epoch in another order; the last batches are filled up with NONE.
   """
@@ -101,7 +101,7 @@ def blocks(
         for x, none in zip(counts, (words.NONE, words.NONE, 0), strict=True)
       ]
       done = epoch * n + start + len(at)
-      yield done / (train.epochs * n), len(at), tuple(block)
+      yield done / (train.epochs * n), tuple(block)
 
 
 def vectors(corpus: words.Corpus, state: rows.State) -> Vectors:

@@ -137,8 +137,8 @@ def negative_sampling(
 
 def blocks(
   config: Config, corpus: words.Corpus, train: rows.Config
-) -> Iterator[tuple[float, int, tuple[Array, Array]]]:
-  """How much of the training is done, words read since, and N_BATCHES batches.
+) -> Iterator[tuple[float, tuple[Array, Array]]]:
+  """How much of the training is done behind N_BATCHES batches, and these.
 
   The last ones are filled up with words.NONE.
   """
@@ -163,7 +163,8 @@ def blocks(
       )
       is_last = n_read == n_all
       if is_last:
-        fill = -len(targets) % size
+        # At least one block, so that the last of them is the end.
+        fill = max(-(-len(targets) // size), 1) * size - len(targets)
         bags = np.pad(bags, ((0, fill), (0, 0)), constant_values=words.NONE)
         targets = np.pad(targets, (0, fill), constant_values=words.NONE)
       n_whole = len(targets) // size
@@ -173,8 +174,8 @@ def blocks(
           bags[cut].reshape(N_BATCHES, train.batch, -1),
           targets[cut].reshape(N_BATCHES, train.batch),
         )
-        share = (n_read - n_told) * (i + 1) // n_whole
-        yield (n_told + share) / n_all, share, block
+        share = (n_read - n_told) * (i + 1) / n_whole
+        yield (n_told + share) / n_all, block
       if n_whole:
         n_told = n_read
       bags, targets = bags[n_whole * size :], targets[n_whole * size :]
