@@ -17,6 +17,7 @@ import re
 from types import ModuleType
 
 from convert.names import (
+  bart,
   bert,
   bigbird,
   bloom,
@@ -36,6 +37,7 @@ from convert.names import (
   phi3,
   roberta,
   stablelm,
+  t5,
 )
 from convert.names.row import Row
 from convert.settings import Settings
@@ -61,6 +63,8 @@ FAMILIES: dict[str, ModuleType] = {
   "distilbert": distilbert,
   "longformer": longformer,
   "bigbird": bigbird,
+  "t5": t5,
+  "bart": bart,
 }
 
 # What older versions kept beside the weights, and what follows from the config.

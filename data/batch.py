@@ -7,7 +7,20 @@ import flax.struct
 from jaxtyping import Array, Float, Int
 
 
-# Unchecked: as a pytree it also carries shardings, shapes and stacks.
+# Unchecked, both: as pytrees they also carry shardings, shapes and stacks.
+@typing.no_type_check
+@flax.struct.dataclass
+class Source:
+  """Packed rows of texts that an encoder reads whole.
+
+  Segment k of a row is what segment k of the batch's row was made from.
+  """
+
+  tokens: Int[Array, "B S"]
+  positions: Int[Array, "B S"]
+  segment_ids: Int[Array, "B S"]  # 0 is padding
+
+
 @typing.no_type_check
 @flax.struct.dataclass
 class Batch:
@@ -25,8 +38,18 @@ class Batch:
   segment_ids: Int[Array, "B T"]  # 0 is padding
   positions: Int[Array, "B T"]
   types: Int[Array, "B T"] | None = None  # for families that tell texts apart
+  source: Source | None = None  # for families that read two texts
+  # A token also sees the positions of its segment below this one, if ahead.
+  prefix: Int[Array, "B T"] | None = None
 
   @property
   def beside(self) -> dict[str, Any]:
-    """What a model is called with beside the tokens."""
-    return {} if self.types is None else {"types": self.types}
+    """What a model is called with beside the tokens; see `families.reads`."""
+    s, found = self.source, {}
+    if self.types is not None:
+      found["types"] = self.types
+    if s is not None:
+      found["source"] = s.tokens, s.positions, s.segment_ids
+    if self.prefix is not None:
+      found["prefix"] = self.prefix
+    return found

@@ -8,23 +8,47 @@ of its own with positions from 0: a position embedding of T entries suffices.
 In pairs (BERT, arXiv 1810.04805) a segment is BOS, a part of a document, EOS,
 what follows or a part of another document, EOS. Nothing is shifted: the target of
 its first token is 1 where the second part comes from elsewhere.
+
+Where a part of the texts is hidden (data/corrupt.py), a segment is what was made
+of a part of a document, as long as the row has room for, and begins with BOS.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data.batch import Batch
+from data.batch import Batch, Source
+from data.corrupt import Noise, Pair
 from data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 ENDS = (BOS_ID, EOS_ID)  # of a document, where its tokenizer has no others
 ROOM = 16  # tokens that a row has left for a pair, or is full
 
 
-def blank(size: int, length: int, *, paired: bool = False) -> Batch:
-  """A batch of padding, to be filled; `paired` tells two texts apart."""
-  shape = (size, length)
+def blank(
+  size: int,
+  length: int,
+  source_length: int = 0,
+  *,
+  paired: bool = False,
+  sees_sources: bool = False,
+) -> Batch:
+  """A batch of padding, to be filled.
+
+  Args:
+    size: rows.
+    length: tokens of a row.
+    source_length: tokens of a row of sources; 0: there are none.
+    paired: whether two texts of a segment are told apart.
+    sees_sources: whether sources lie in the rows and are seen whole.
+  """
+  shape, source = (size, length), None
+  if source_length:
+    read = (size, source_length)
+    source = Source(*(np.full(read, i, np.int32) for i in (PAD_ID, 0, 0)))
   return Batch(
+    source=source,
+    prefix=np.zeros(shape, np.int32) if sees_sources else None,
     tokens=np.full(shape, PAD_ID, np.int32),
     targets=np.full(shape, PAD_ID, np.int32),
     weights=np.zeros(shape, np.float32),
@@ -164,6 +188,92 @@ class PairPacker(Packer):
       return first, second, False
     start = int(rng.integers(max(len(other) - len(second), 0) + 1))
     return first, other[start : start + len(second)], True
+
+
+class NoisyPacker(Packer):
+  """Fills rows with what a noise makes of the documents.
+
+  Its state too is two numbers: the document, and the tokens of it that are
+  used. A last token that is left alone is passed over: nothing of it could be
+  hidden.
+  """
+
+  def __init__(
+    self,
+    documents: Sequence,
+    noise: Noise,
+    seed: int,
+    first: int = 0,
+    step: int = 1,
+    ends: tuple[int, int] = ENDS,
+  ):
+    """Reads documents first, first + step, ... of a sequence."""
+    super().__init__(documents, first, step, ends)
+    self._noise, self._seed = noise, seed
+
+  def fill(self, batch: Batch, row: int) -> list[int]:
+    """Writes one row, as `Packer.fill` does; the rest of it is padding."""
+    indices: list[int] = []
+    n_written = n_read = 0
+    length = batch.tokens.shape[1]
+    source_length = batch.source.tokens.shape[1] if batch.source else 0
+    while not self.exhausted:
+      if self._sequence is None:
+        self._sequence = self._documents[self._index]
+      start, whole = self._offset, len(self._sequence)
+      if whole - start < 2:
+        self.state = (self._n_done + 1, 0)
+        continue
+      drawn = self._noise.draw(
+        self._sequence[start:],
+        (self._seed, self._index, start),
+        length - n_written,
+        source_length - n_read,
+      )
+      if drawn is None:
+        break
+      pair, n = drawn
+      indices.append(self._index)
+      is_last = start + n == whole
+      here = len(indices), n_written, n_read
+      n_written, n_read = self._write(batch, row, *here, pair, is_last)
+      self.state = (self._n_done + is_last, 0 if is_last else start + n)
+    return indices
+
+  def _write(
+    self,
+    batch: Batch,
+    row: int,
+    segment: int,
+    n_written: int,
+    n_read: int,
+    pair: Pair,
+    is_last: bool,
+  ) -> tuple[int, int]:
+    """Writes a pair as a segment of a row; returns what is then used of both."""
+    text = pair.target
+    if batch.source is not None:
+      read = np.concatenate([pair.source, self._eos])
+      here = np.s_[row, n_read : n_read + len(read)]
+      batch.source.tokens[here] = read
+      batch.source.segment_ids[here] = segment
+      batch.source.positions[here] = np.arange(len(read))
+      n_read += len(read)
+    else:
+      text = np.concatenate([pair.source, text])
+    end = self._eos if pair.closed or is_last else self._eos[:0]
+    sequence = np.concatenate([self._bos, text, end])
+    n = len(sequence) - 1
+    here = np.s_[row, n_written : n_written + n]
+    batch.tokens[here], batch.targets[here] = sequence[:-1], sequence[1:]
+    batch.weights[here] = 1
+    batch.segment_ids[here] = segment
+    batch.positions[here] = np.arange(n)
+    if batch.prefix is not None:
+      n_seen = 1 + len(pair.source)
+      batch.prefix[here] = n_seen
+      batch.weights[row, n_written : n_written + n_seen - 1] = 0
+    return n_written + n, n_read
 
 
 class Interleaved:

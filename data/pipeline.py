@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from configs import fields
-from configs.ranges import Count
-from data import mixture, packing, store
+from configs.ranges import Count, Natural
+from data import corrupt, mixture, packing, store
+from data import tokenizer as tokenizers
 from data.batch import Batch
 
 N_COMPARED = 16  # documents by whose order two streams are told apart
@@ -37,6 +38,9 @@ class Config:
   packing: Literal["segments", "stream", "pairs"] = "segments"
   n_interleaved: Count = 1  # documents that a row reads in turn, a row of each
   n_ahead: Count = 4  # batches that are made while the devices work
+  noise: corrupt.Config | None = None  # what of the texts is hidden
+  # Tokens in a row of what an encoder reads; 0: nothing does.
+  source_length: Natural = 0
 
   def __post_init__(self):
     fields.check(self)
@@ -45,11 +49,57 @@ class Config:
         f"length={self.length} with packing='pairs': a row has no room for a "
         f"pair. Give {packing.ROOM} or more."
       )
+    if self.source_length and self.noise is None:
+      raise ValueError(
+        f"source_length={self.source_length} with noise=None: what an encoder "
+        'reads is text of which something is hidden. Give noise.kind="spans" or '
+        "another."
+      )
+    if self.noise is None:
+      return
+    if self.packing != "segments":
+      raise ValueError(
+        f"packing={self.packing!r} with noise.kind={self.noise.kind!r}: a part "
+        'of a text that was hidden is found in it alone. Give "segments".'
+      )
+    if self.noise.kind == "infill" and not self.source_length:
+      raise ValueError(
+        "noise.kind='infill' asks for the whole text again, of families that "
+        "read another one: give source_length, or kind='spans'."
+      )
+    if self.noise.kind == "middle" and self.source_length:
+      raise ValueError(
+        f"source_length={self.source_length} with noise.kind='middle': there is "
+        "one text, and no family reads another. Give source_length=0."
+      )
+
+  @property
+  def sees_sources(self) -> bool:
+    """Whether sources lie in the rows, ahead of what is asked for."""
+    hides = self.noise is not None and self.noise.kind != "middle"
+    return hides and not self.source_length
 
   def blank(self, n_rows: int) -> Batch:
     """Rows of padding, of the shapes that a batch of this config has."""
-    paired = self.packing == "pairs"
-    return packing.blank(n_rows, self.length, paired=paired)
+    return packing.blank(
+      n_rows,
+      self.length,
+      self.source_length,
+      paired=self.packing == "pairs",
+      sees_sources=self.sees_sources,
+    )
+
+  def noise_of(self, tokenizer: tokenizers.Tokenizer) -> corrupt.Noise | None:
+    """What hides a part of texts of a tokenizer, if anything does.
+
+    Raises:
+      ValueError: rows have no room for it.
+    """
+    if self.noise is None:
+      return None
+    made = corrupt.make(self.noise, tokenizer, self.source_length > 0)
+    made.check(self.length, self.source_length)
+    return made
 
 
 class Origin(NamedTuple):
@@ -69,6 +119,7 @@ def train_batches(
   weights: Sequence[float],
   rows: Sequence[int],
   seed: int,
+  noise: corrupt.Noise | None = None,
 ) -> "TrainBatches":
   """An endless iterator of the given rows of every global batch.
 
@@ -77,7 +128,8 @@ def train_batches(
     corpora: the train splits of one store, or of several.
     weights: the share of tokens of each corpus; () takes them as they are.
     rows: the indices of this host's rows, in the order that it wants them.
-    seed: of the shuffle.
+    seed: of the shuffle, and of the noise.
+    noise: what hides a part of the texts: `config.noise_of`.
 
   Raises:
     ValueError: if the corpora were made by different tokenizers.
@@ -88,18 +140,20 @@ def train_batches(
       f"These corpora were made by different tokenizers: {made}. Prepare them"
       ' with one (tokenizer.kind="saved").'
     )
-  return TrainBatches(config, corpora, weights, rows, seed)
+  return TrainBatches(config, corpora, weights, rows, seed, noise)
 
 
 class TrainBatches:
   """The iterator of `train_batches`: its state is small and plain JSON."""
 
-  def __init__(self, config, corpora, weights, rows, seed):
+  def __init__(self, config, corpora, weights, rows, seed, noise):
     self._corpora = corpora
     self._documents = mixture.shuffled(corpora, weights, seed)
     make, args = packing.Packer, (self._documents,)
     if config.packing == "pairs":
       make, args = packing.PairPacker, (self._documents, seed)
+    if noise is not None:
+      make, args = packing.NoisyPacker, (self._documents, noise, seed)
     self._make = functools.partial(make, *args, ends=corpora[0].ends)
     self._config, self._rows = config, list(rows)
     self._packers = [self._packer(row) for row in rows]
@@ -112,6 +166,8 @@ class TrainBatches:
       "batch.length": config.length,
       "batch.packing": config.packing,
       "batch.n_interleaved": config.n_interleaved,
+      "batch.source_length": config.source_length or None,
+      "batch.noise": noise and noise.made_from,
       "seed": seed,
     }
 
@@ -224,6 +280,29 @@ def eval_batches(
       document = int(np.searchsorted(borders, start, "right")) - 1
       packer.state = (document, start - int(borders[document]))
       packer.fill(batch, i)
+    yield batch
+
+
+def noisy_eval_batches(
+  config: Config,
+  corpora: Sequence[store.Corpus],
+  rows: Sequence[int],
+  noise: corrupt.Noise,
+) -> Iterator[Batch]:
+  """As `eval_batches`, of texts of which a part is hidden.
+
+  What is hidden depends on a document's place alone. How much a row holds is
+  known once it is made: every host makes the rows of all, and keeps its own.
+  """
+  packer = packing.NoisyPacker(mixture.joined(corpora), noise, seed=0)
+  places = {row: i for i, row in enumerate(rows)}
+  while not packer.exhausted:
+    batch = config.blank(len(places))
+    for row in range(config.size):
+      if row in places:
+        packer.fill(batch, places[row])
+      else:
+        packer.fill(config.blank(1), 0)
     yield batch
 
 

@@ -13,11 +13,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from absl import flags
 from etils import epath
 
 from configs import door
-from data import pipeline, prepare
+from data import corrupt, pipeline, prepare
 from data.batch import Batch
 from data.tokenizer import Config as TokenizerConfig
 from data.tokenizer import Tokenizer
@@ -61,6 +62,7 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     config.data.weights,
     range(min(config.batch.size, max(_ROWS.value, 64))),
     _SEED.value,
+    config.batch.noise_of(store.tokenizer),
   )
   measured = [next(batches) for _ in range(N_MEASURED)]
   print(summary(config.batch, measured))
@@ -68,8 +70,22 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   width = shutil.get_terminal_size().columns
   for row in range(min(_ROWS.value, len(measured[0].tokens))):
     print(f"\nrow {row}")
+    if measured[0].source is not None:
+      read = sources(measured[0])
+      for line in lines(read, row, store.tokenizer, width, colored):
+        print(line)
+      print("  is read, and written is")
     for line in lines(measured[0], row, store.tokenizer, width, colored):
       print(line)
+
+
+def sources(batch: Batch) -> Batch:
+  """What an encoder reads of a batch, as rows of which nothing is asked."""
+  s = batch.source
+  nothing, counted = np.zeros_like(s.tokens), np.ones(s.tokens.shape)
+  return Batch(
+    s.tokens, nothing, np.float32(counted), s.segment_ids, s.positions
+  )
 
 
 def summary(config: pipeline.Config, batches: Sequence[Batch]) -> str:
@@ -116,7 +132,8 @@ def _cells(
     if not colored:
       yield Cell("|" if batch.weights[row, i] else "~", i, is_border=True)
     token, target = int(batch.tokens[row, i]), int(batch.targets[row, i])
-    text = "<s>" if token == tokenizer.bos_id else tokenizer.decode([token])
+    is_first = token == tokenizer.bos_id
+    text = "<s>" if is_first else corrupt.decode(tokenizer, [token])
     for char in text:
       yield Cell(_visible(char), i, char == "\n")
     if target == tokenizer.eos_id:

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from models import context_attention
 from models.layers.mask import Mask
+from models.layers.position import RelativeBias
 from models.layers.reference import attend
 from sharding import context, rules
 
@@ -44,9 +45,9 @@ _EXTRAS = {"splash": ("softcap",), "cudnn": ()}
 
 def extras_of(config: Any) -> tuple[str, ...]:
   """What a model's config has done to the logits of its attention."""
-  return tuple(
-    x for x in ("softcap", "alibi", "marked") if getattr(config, x, None)
-  )
+  fields = ("softcap", "alibi", "marked", "n_buckets")
+  found = (name for name in fields if getattr(config, name, None))
+  return tuple(name.removeprefix("n_") for name in found)
 
 
 def choose(
@@ -58,8 +59,9 @@ def choose(
     length: of the rows that are trained on.
     d_head: size of a head.
     dtype: of the computation.
-    extras: what is done to the logits: softcap, alibi; or marked, where tokens
-      are marked as what sees all or as of a text in blocks.
+    extras: what attention has: softcap, alibi, buckets; a prefix that is seen
+      whole, another text; or marked, where tokens are marked as what sees all
+      or as of a text in blocks.
 
   Raises:
     ValueError: what was asked for cannot run here.
@@ -130,6 +132,7 @@ def run(
   scale: float | None = None,
   softcap: float | None = None,
   slopes_N: Float[Array, "N"] | None = None,
+  bias: RelativeBias | None = None,
 ) -> Float[Array, "B T N Hv"]:
   """Attention by the kernel that `choose` gives.
 
@@ -141,12 +144,16 @@ def run(
     scale: of the logits; 1 / sqrt(H) by default.
     softcap: of the logits.
     slopes_N: of ALiBi, constants.
+    bias: added to the logits, by the positions of the mask.
   """
   length, d_head = q_BTNH.shape[1], q_BTNH.shape[3]
   asked = {
     "softcap": softcap is not None,
     "alibi": slopes_N is not None,
     "marked": mask.kv_marks is not None,
+    "buckets": bias is not None,
+    "prefix": mask.prefix is not None,
+    "another text": k_BSKH.shape[1] != length,
   }
   chosen = choose(
     length=length,
@@ -162,11 +169,17 @@ def run(
     return cudnn(*operands, scale=scale)
   one = {"chunked": chunked, "reference": attend}[chosen]
 
-  def kernel(q, k, v, mask, slopes):
-    return one(q, k, v, mask, scale=scale, softcap=softcap, slopes_N=slopes)
+  def kernel(q, k, v, mask, slopes, **more):
+    extras = {"scale": scale, "softcap": softcap, "slopes_N": slopes, **more}
+    return one(q, k, v, mask, **extras)
 
   if context.size(layout) == 1:
-    return kernel(*operands, slopes_N)
+    return kernel(*operands, slopes_N, bias=bias)
+  if bias is not None:
+    raise ValueError(
+      f"mesh.context={context.size(layout)} splits rows, and a bias by buckets "
+      "is not carried along: give mesh.context=1."
+    )
   context.check(layout, length=length, n_kv_heads=k_BSKH.shape[2])
   if layout.exchange == "ring":
     block = context_attention.BLOCK if chosen == "chunked" else None
@@ -193,7 +206,7 @@ def chunked(
     v_BSKH: values.
     mask: who may see whom.
     chunk: queries at once; the last chunk is filled up with padding.
-    extras: scale, softcap, bias_NTS, slopes_N and sinks_N of the reference.
+    extras: scale, softcap, bias, bias_NTS, slopes_N and sinks_N of the reference.
   """
   n_rows, length, *_ = q_BTNH.shape
   n_chunks = -(-length // chunk)
@@ -209,9 +222,9 @@ def chunked(
 
   @jax.checkpoint
   def one(part):
-    q, queries, bias = part
-    if bias is not None:
-      extras["bias_NTS"] = bias
+    q, queries, bias_NTS = part
+    if bias_NTS is not None:
+      extras["bias_NTS"] = bias_NTS
     seen = mask.replace(**queries)
     return attend(q, k_BSKH, v_BSKH, seen, **extras)
 
@@ -391,7 +404,7 @@ def _cudnn_on_shard(implementation, scale, q, k, v, mask, slopes):
 
   def alone(q, k, v):
     window = None if mask.window is None else (mask.window - 1, 0)
-    return run(q, k, v, local_window_size=window)
+    return run(q, k, v, local_window_size=window)  # causal, as in_order says
 
   def packed(q, k, v):
     seen_BTS = mask.replace(causal=mask.causal and not in_order).dense()

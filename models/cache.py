@@ -33,6 +33,7 @@ class LayerCache:
 
   keys: Float[Array, "B K C H"]
   values: Float[Array, "B K C Hv"]
+  source: "LayerCache | None" = None  # of another text, read once and whole
 
 
 @typing.no_type_check
@@ -63,11 +64,12 @@ class Cache:
 
   layers: list[LayerCache | LayerState]
   lengths: Int[Array, "B"]
+  source_segments: Int[Array, "B S"] | None = None  # of the other text
 
   def split(self, n: int) -> tuple["Cache", "Cache"]:
     """The first n layers, and the rest."""
     parts = self.layers[:n], self.layers[n:]
-    return tuple(Cache(layers, self.lengths) for layers in parts)
+    return tuple(self.replace(layers=layers) for layers in parts)
 
 
 def empty(config: Any, n_rows: int, n_slots: int) -> Cache:

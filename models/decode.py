@@ -9,6 +9,7 @@ both compile once per bucket: prompts and slots are rounded up to powers of two.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,6 +25,8 @@ from models.layers import stack
 from sharding import rules
 
 SMALLEST_BUCKET = 16  # tokens
+# Padded tokens of another text, and where they are real.
+Text = tuple[Int[Array, "B S"], Bool[Array, "B S"]]
 
 
 def unrolled(config: Config, params: Params) -> tuple[Config, Params]:
@@ -53,6 +56,9 @@ def prefill(
   tokens: Int[Array, "B T"],
   real: Bool[Array, "B T"],
   cache: Cache,
+  source: Text | None = None,
+  *,
+  prefixed: bool = False,
 ) -> tuple[Float[Array, "B V"], Cache]:
   """Reads T tokens behind what the cache holds.
 
@@ -62,20 +68,34 @@ def prefill(
     tokens: of a whole prompt, or of the next chunk of it.
     real: False where a token is padding, on either side.
     cache: has slots for all that the rows will ever read.
+    source: another text, of families that read one; with the first tokens
+      only, as the cache keeps it.
+    prefixed: whether these tokens all see each other.
 
   Returns:
     the logits after the last real token of each row (of a row without any,
     nothing that means anything), and the cache.
   """
-  positions = cache.lengths[:, None] + jnp.cumsum(real, axis=1) - 1
-  positions = jnp.maximum(positions, 0)
+  beside: dict[str, Any] = {}
+  if source is not None:
+    beside["source"] = source[0], *_places(source[1], 0)
+  positions, segments = _places(real, cache.lengths[:, None])
+  if prefixed:
+    ends = positions.max(1, keepdims=True) + 1
+    beside["prefix"] = jnp.broadcast_to(ends, positions.shape)
   with rules.whole_rows():
     hidden_BTD, cache = families.build(config).apply(
-      {"params": params}, tokens, positions, real.astype(jnp.int32), cache
+      {"params": params}, tokens, positions, segments, cache, **beside
     )
   last_B = real.shape[1] - 1 - real[:, ::-1].argmax(1)
   last_B1D = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
   return families.logits(config, params, last_B1D)[:, 0], cache
+
+
+def _places(real: Bool[Array, "B T"], start: Any) -> tuple[Array, Array]:
+  """Positions, counted from `start`, and segments of padded rows."""
+  positions = start + jnp.cumsum(real, axis=1) - 1
+  return jnp.maximum(positions, 0), real.astype(jnp.int32)
 
 
 def step(
@@ -112,10 +132,14 @@ def begin(
   tokens: Int[Array, "B T"],
   real: Bool[Array, "B T"],
   n_slots: int,
+  source: Text | None = None,
+  prefixed: bool = False,
 ) -> State:
   """Reads the prompts into a new cache and draws the first token of each."""
   cache = caches.empty(config, tokens.shape[0], n_slots)
-  logits, cache = prefill(config, params, tokens, real, cache)
+  logits, cache = prefill(
+    config, params, tokens, real, cache, source, prefixed=prefixed
+  )
   seen = None
   if policy.law.repetition_penalty is not None:
     seen = jax.vmap(_mark)(jnp.zeros(logits.shape, bool), tokens, real)
@@ -149,7 +173,7 @@ def _mark(seen_V: Array, tokens: Array, real: Array) -> Array:
   return seen_V.at[tokens].max(real)
 
 
-_begin = jax.jit(begin, static_argnums=(0, 5))
+_begin = jax.jit(begin, static_argnums=(0, 5, 7))
 _advance = jax.jit(advance, static_argnums=0, donate_argnames="state")
 
 
@@ -230,6 +254,32 @@ def check(
       )
 
 
+def check_sources(
+  config: Config,
+  prompts: Sequence[Sequence[int]],
+  sources: Sequence[Sequence[int]] | None,
+) -> None:
+  """Checks that a family that reads two texts gets them, and no other one.
+
+  Raises:
+    ValueError: there are none, or as many as there should not be, or `check`.
+  """
+  family = families.name(config)
+  if not families.reads(config, "source"):
+    if sources is not None:
+      raise ValueError(
+        f"the family {family} reads no source: put the text into the prompt."
+      )
+    return
+  if sources is None or len(sources) != len(prompts):
+    n = "none" if sources is None else len(sources)
+    raise ValueError(
+      f"the family {family} writes about a source, and there are {n} for "
+      f"{len(prompts)} prompts: give one for each."
+    )
+  check(config, sources, 0)
+
+
 def _start(
   config: Config,
   params: Params,
@@ -237,8 +287,12 @@ def _start(
   settings: sampling.Config,
   end_ids: Sequence[int],
   keys: Key[Array, "B"] | None,
+  sources: Sequence[Sequence[int]] | None,
+  prefixed: bool,
 ) -> tuple[Policy, State]:
   check(config, prompts, settings.max_tokens)
+  check_sources(config, prompts, sources)
+  source = sources and pad(sources, bucket(max(map(len, sources))))
   n_rows, longest = len(prompts), max(map(len, prompts))
   if keys is None:
     keys = sampling.keys(settings.seed, n_rows)
@@ -247,7 +301,10 @@ def _start(
   )
   tokens, real = pad(prompts, bucket(longest))
   n_slots = bucket(longest + settings.max_tokens)
-  return policy, _begin(config, params, policy, tokens, real, n_slots)
+  state = _begin(
+    config, params, policy, tokens, real, n_slots, source, prefixed
+  )
+  return policy, state
 
 
 def generate(
@@ -257,6 +314,9 @@ def generate(
   settings: sampling.Config,
   end_ids: Sequence[int] = (),
   keys: Key[Array, "B"] | None = None,
+  sources: Sequence[Sequence[int]] | None = None,
+  *,
+  prefixed: bool = False,
 ) -> list[list[int]]:
   """Continues every prompt, on the device until all have ended.
 
@@ -267,12 +327,17 @@ def generate(
     settings: max_tokens, temperature and so on; stop strings are not looked at.
     end_ids: tokens that end a text; the one that did is its last.
     keys: one per prompt, in place of the seed's.
+    sources: token ids of the text that each is about, for families that read
+      two; the prompt is what the other text begins with: [config.start_id].
+    prefixed: whether the tokens of a prompt all see each other.
 
   Raises:
-    ValueError: as `check`.
+    ValueError: as `check` and `check_sources`.
   """
   config, params = unrolled(config, params)
-  policy, state = _start(config, params, prompts, settings, end_ids, keys)
+  policy, state = _start(
+    config, params, prompts, settings, end_ids, keys, sources, prefixed
+  )
   n_buffer = bucket(settings.max_tokens)
   texts, lengths, _ = _finish(
     config, params, policy, state, settings.max_tokens, n_buffer
@@ -288,13 +353,18 @@ def stream(
   settings: sampling.Config,
   end_ids: Sequence[int] = (),
   keys: Key[Array, "B"] | None = None,
+  sources: Sequence[Sequence[int]] | None = None,
+  *,
+  prefixed: bool = False,
 ) -> Iterator[list[int | None]]:
   """As `generate`, one token of every row at a time; None: it has ended.
 
   The device works on the next token while this one is read.
   """
   config, params = unrolled(config, params)
-  policy, state = _start(config, params, prompts, settings, end_ids, keys)
+  policy, state = _start(
+    config, params, prompts, settings, end_ids, keys, sources, prefixed
+  )
   alive = np.ones(len(prompts), bool)
   for n_drawn in range(1, settings.max_tokens + 1):
     token, ended = jnp.copy(state.token), jnp.copy(state.ended)

@@ -1,6 +1,7 @@
 """The architectures by name, and what is the same for all of them."""
 
 import functools
+import inspect
 import sys
 import typing
 from typing import Any
@@ -12,6 +13,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from models import (
+  bart,
   bert,
   bigbird,
   bloom,
@@ -32,6 +34,7 @@ from models import (
   rnn,
   roberta,
   stablelm,
+  t5,
 )
 from models.layers import heads
 from models.layers.embed import Biased
@@ -59,6 +62,8 @@ FAMILIES: dict[str, type] = {
   "distilbert": distilbert.Config,
   "longformer": longformer.Config,
   "bigbird": bigbird.Config,
+  "t5": t5.Config,
+  "bart": bart.Config,
 }
 
 Config = Any  # one of FAMILIES
@@ -73,6 +78,19 @@ def build(config: Config) -> nn.Module:
 def name(config: Config) -> str:
   """The family's name in FAMILIES."""
   return next(n for n, family in FAMILIES.items() if family is type(config))
+
+
+def reads(config: Config, what: str) -> bool:
+  """Whether the family reads such a thing beside the tokens.
+
+  Args:
+    config: of a family.
+    what: "source": another text, whole; "prefix": how much of its own text
+      every token sees.
+  """
+  if what == "prefix" and "state" in config.pattern:
+    return False  # what was read is summed up in order
+  return what in inspect.signature(build(config).__call__).parameters
 
 
 def init(config: Config, key: Array) -> Params:
@@ -102,7 +120,8 @@ def _shapes(config: Config) -> Params:
 
 def _boxed(config: Config, key: Array) -> Params:
   one = jnp.zeros((1, 1), jnp.int32)
-  params = build(config).init(key, one, one, one)["params"]
+  source = {"source": (one, one, one)} if reads(config, "source") else {}
+  params = build(config).init(key, one, one, one, **source)["params"]
   if kinds := _heads(config):
     hidden, made = jnp.zeros((1, 1, config.d_model)), {}
     for kind in kinds:

@@ -26,8 +26,13 @@ def n_matmul_params(config: families.Config) -> int:
   return _n_matmul(config, is_ahead=False)
 
 
-def forward_per_token(config: families.Config, length: int) -> float:
-  """FLOPs per token of one forward pass over sequences of `length`."""
+def forward_per_token(
+  config: families.Config, length: int, source_length: int = 0
+) -> float:
+  """FLOPs per token of one forward pass over sequences of `length`.
+
+  Of a family that reads a source, with the token's share of what that takes.
+  """
   attention = 0.0
   for i in range(config.n_layers):
     kind = config.pattern[i % len(config.pattern)]
@@ -35,7 +40,14 @@ def forward_per_token(config: families.Config, length: int) -> float:
       attention += config.state.n_flops
       continue
     attention += _attention(config, n_seen(config, kind, length))
-  return 2 * n_matmul_params(config) + attention
+  if not source_length:
+    return 2 * n_matmul_params(config) + attention
+  n_read = _n_matmul(config, is_ahead=False, reads=True)
+  share = source_length / length
+  n_layers = config.n_layers + share * config.n_encoder_layers
+  attention += n_layers * _attention(config, float(source_length))
+  n_written = n_matmul_params(config) - n_read
+  return 2 * (n_written + share * n_read) + attention
 
 
 def n_seen(config: families.Config, kind: str, length: int) -> float:
@@ -55,11 +67,13 @@ def n_seen(config: families.Config, kind: str, length: int) -> float:
   return float(length)
 
 
-def train_per_token(config: families.Config, length: int) -> float:
+def train_per_token(
+  config: families.Config, length: int, source_length: int = 0
+) -> float:
   """FLOPs per token of forward and backward: three forward passes, also of
   what predicts the token after next.
   """
-  forward = forward_per_token(config, length)
+  forward = forward_per_token(config, length, source_length)
   if getattr(config, "ahead", False):
     forward += 2 * _n_matmul(config, is_ahead=True)
     forward += _attention(config, length / 2)
@@ -72,8 +86,14 @@ def _attention(config: families.Config, n_seen: float) -> float:
   return 2 * config.n_heads * (config.d_head + d_value) * n_seen
 
 
-def _n_matmul(config: families.Config, *, is_ahead: bool) -> int:
-  """Of the model alone, or of what training adds to predict further."""
+def _n_matmul(
+  config: families.Config, *, is_ahead: bool, reads: bool = False
+) -> int:
+  """Of the model alone, or of what training adds to predict further.
+
+  With `reads`, what multiplies the tokens of a source and not those of the text:
+  the encoder, and the keys and values that a decoder has of it.
+  """
   shapes, names = families.abstract(config), families.axes(config)
   is_names = lambda x: isinstance(x, tuple)  # noqa: E731
   experts = getattr(config, "experts", None)
@@ -87,7 +107,15 @@ def _n_matmul(config: families.Config, *, is_ahead: bool) -> int:
     )
     if not {"vocab", "position", "balance"} & set(axes)
     and (path[0].key == "ahead") == is_ahead
+    and (not reads or _of_source([key.key for key in path]))
   )
+  if reads:
+    return round(total)
   kinds = config.heads.kinds if hasattr(config, "heads") else ("words",)
   n_scored = config.vocab_size * config.d_model if "words" in kinds else 0
   return round(total) + n_scored
+
+
+def _of_source(names: list[str]) -> bool:
+  is_cross = names[-2:] in (["cross", "k"], ["cross", "v"])
+  return names[0].startswith("encoder") or is_cross

@@ -7,6 +7,7 @@
 enough by itself. --prompt may be given several times: all texts are written
 side by side and shown one after the other. Without it, the whole of the
 standard input is one prompt. How to draw is --config.generate.FIELD=VALUE.
+A model of two texts reads the prompt, and writes the other.
 """
 
 import sys
@@ -17,9 +18,11 @@ from absl import flags
 from etils import epath
 
 from configs import door
+from data import pipeline
 from data import tokenizer as tokenizers
 from models import checkpoint, decode, sampling
 from serve import text
+from train.evaluators import samples
 
 _PROMPTS = flags.DEFINE_multi_string(
   "prompt", None, "what the text begins with; may be repeated"
@@ -36,19 +39,24 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   door.agree(
     config, path, SECTIONS, (), lambda line: print(line, file=sys.stderr)
   )
+  trained = door.load(path / "config.json", {"batch": pipeline.Config})
   tokenizer = tokenizers.load(path)
   prompts = _PROMPTS.value or [sys.stdin.read()]
+  ids, sources = samples.encode(model, tokenizer, prompts)
   clock = Clock()
   steps = decode.stream(
     model,
     params,
-    [tokenizer.prompt(prompt) for prompt in prompts],
+    ids,
     config.generate,
     end_ids=tokenizer.end_ids,
+    sources=sources,
+    prefixed=trained.batch.sees_sources,
   )
   stop = config.generate.stop
   pieces = text.rows(tokenizer, stop, len(prompts), clock.count(steps))
-  for piece in in_turn(prompts, pieces):
+  begun = prompts if sources is None else [""] * len(prompts)
+  for piece in in_turn(begun, pieces):
     print(piece, end="", flush=True)
   print(clock, file=sys.stderr)
 

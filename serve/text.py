@@ -4,8 +4,10 @@ Held back are the bytes of an unfinished UTF-8 character, and whatever may be
 the beginning of a stop string.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
+from data import corrupt
 from data.tokenizer import Tokenizer
 
 _BROKEN = "\ufffd"  # what `decode` writes for bytes that are no character
@@ -21,7 +23,7 @@ class Text:
 
   def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
     self.ended = False  # a stop string was met: nothing more will come
-    self._decode = tokenizer.decode
+    self._decode = functools.partial(corrupt.decode, tokenizer)
     self._stop = stop
     self._ids: list[int] = []
     self._n_read = 0  # characters of decode(self._ids) that were taken

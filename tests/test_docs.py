@@ -187,6 +187,12 @@ def test_a_page_fits_its_hardware(page):
   [
     ("gpt", "gpt2_124m", 124.44),
     ("gpt", "gpt2_1558m", 1557.61),
+    ("t5", "t5_small", 60.51),
+    ("t5", "t5_11b", 11307.32),
+    ("t5", "t5_v1_1_base", 247.58),
+    ("t5", "t5_v1_1_xxl", 11135.33),
+    ("bart", "bart_base", 139.42),
+    ("bart", "bart_large", 406.29),
     ("llama", "smollm2_135m", 134.52),
     ("llama", "llama2_7b", 6738.42),
     ("llama", "llama2_70b", 68976.65),

@@ -49,6 +49,8 @@ ENTRYPOINTS = {
 }
 Page = dict[str, Any]
 
+_BEGUN = ("quickstart", "bert_tiny", "noise")  # text on, hidden words, pairs
+
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
@@ -106,23 +108,36 @@ class Verdict:
 
 
 def pages() -> dict[str, Page]:
-  """Every page that is shipped, and quickstart with each other class."""
+  """Every page that is shipped, and with each other class the first it fits."""
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
     if "def get_config(" in path.read_text():
       found[path.stem] = door.read(path)
+  begun = {name: found[name] for name in _BEGUN}
   for section, choice in pretrain.SECTIONS.items():
     if not isinstance(choice, dict):
       continue
     for name, cls in choice.items():
-      page = copy.deepcopy(found["quickstart"])
-      if page[section]["name"] == name:
-        continue
-      preset = next(iter(fields.presets(cls)), None)
-      page[section] = {"name": name}
-      page[section] |= {"preset": preset} if preset else distort.least(cls)
-      found[f"quickstart with {name}"] = page
+      if all(page[section].get("name") != name for page in begun.values()):
+        preset = next(iter(fields.presets(cls)), None)
+        chosen = {"preset": preset} if preset else distort.least(cls)
+        stem, page = _fitting(begun, section, {"name": name, **chosen})
+        found[f"{stem} with {name}"] = page
   return found
+
+
+def _fitting(
+  begun: dict[str, Page], section: str, chosen: dict
+) -> tuple[str, Page]:
+  """The first page whose other sections go with one, and that page with it."""
+  for stem, page in begun.items():
+    page = copy.deepcopy(page)
+    ids = {k: v for k, v in page[section].items() if k == "vocab_size"}
+    page[section] = {**chosen, **ids}
+    with contextlib.suppress(ValueError):
+      conflicts.check(door.build(page, pretrain.SECTIONS))
+      return stem, page
+  raise ValueError(f"{section}={chosen} goes with none of {', '.join(begun)}.")
 
 
 def mutants(rng: random.Random) -> Iterator[Mutant]:

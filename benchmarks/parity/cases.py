@@ -4,6 +4,7 @@ Both sides of a comparison start from here: ours, and that of `transformers`.
 """
 
 import dataclasses
+import math
 import pathlib
 import zlib
 from typing import Any
@@ -12,8 +13,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from data.batch import Batch
+from data.batch import Batch, Source
 from models import (
+  bart,
   bert,
   bigbird,
   bloom,
@@ -34,9 +36,11 @@ from models import (
   phi3,
   roberta,
   stablelm,
+  t5,
 )
 from models.layers import heads, latent, moe, ssm
 from models.layers.position import Scaling
+from sharding import mesh, rules
 
 STORED = pathlib.Path("tests/golden/transformers.npz")
 
@@ -153,6 +157,20 @@ def _encoder(cls: type, *kinds: str, **changes) -> families.Config:
   return cls(**{**sizes, **changes})
 
 
+_T5 = t5.Config(
+  vocab_size=48,
+  d_model=32,
+  n_encoder_layers=3,
+  n_layers=2,
+  n_heads=4,
+  d_head=6,
+  d_ff=56,
+  max_length=16,
+  n_buckets=8,
+  farthest=12,
+  dtype="float32",
+)
+
 _LIMITED = dict(n_groups=4, n_active_groups=2)
 
 CASES: dict[str, families.Config] = {
@@ -263,6 +281,20 @@ CASES: dict[str, families.Config] = {
       ("tokens",),
     )
   },
+  "t5": _T5,
+  "t5_v1_1": dataclasses.replace(
+    _T5, activation="gelu_tanh", gated=True, tied=False
+  ),
+  "bart": bart.Config(
+    vocab_size=48,
+    d_model=32,
+    n_encoder_layers=3,
+    n_layers=2,
+    n_heads=4,
+    d_ff=56,
+    max_length=16,
+    dtype="float32",
+  ),
 }
 
 # What others have, in another combination: slow tests run these.
@@ -302,8 +334,9 @@ def params(config: families.Config) -> families.Params:
 def batch(config: families.Config) -> Batch:
   """Two rows of 16: segments of 7, 5 and padding of 4; one segment of 16.
 
-  Dynamic NTK and LongRoPE depend on the length of the text, so that each of
-  their rows is one text.
+  Where a source is read, its rows of 14 have segments of 4, 8 and 2 of padding,
+  and of 14. Dynamic NTK and LongRoPE depend on the length of the text, so that
+  each of their rows is one text.
   """
   rng = np.random.default_rng(0)
   # Padding's row of an embedding has no gradient in `transformers`' encoders.
@@ -321,7 +354,16 @@ def batch(config: families.Config) -> Batch:
     segments[0] = [1] * 7 + [2] * 5 + [0] * 4
     positions[0] = [*range(7), *range(5), *range(4)]
   weights = np.float32(segments > 0)
-  return Batch(tokens, targets, weights, segments, positions, types)
+  whole = Batch(tokens, targets, weights, segments, positions, types)
+  if not families.reads(config, "source"):
+    return whole
+  # 0 is padding to BART, which has no gradient there.
+  read = rng.integers(1, config.vocab_size, (2, 14), dtype=np.int32)
+  segments = np.array([[1] * 4 + [2] * 8 + [0] * 2, [1] * 14], np.int32)
+  positions = np.tile(np.arange(14, dtype=np.int32), (2, 1))
+  positions[0] = [*range(4), *range(8), 0, 0]
+  source = Source(read, positions, segments)
+  return whole.replace(tokens=np.maximum(tokens, 1), source=source)
 
 
 def asked(config: families.Config) -> tuple[str, ...]:
@@ -335,13 +377,29 @@ def weights_of(kind: str, batch: Batch) -> np.ndarray:
   return batch.weights * (batch.positions == 0) if of_texts else batch.weights
 
 
+def layout(config: families.Config) -> rules.Layout:
+  """Eight devices: rows, widths, heads, and positions where they can be split.
+
+  Four of them for two rows of sources, whose positions cannot.
+  """
+  parts = dict(context=2, tensor=2)
+  if "state" in config.pattern:
+    parts = dict(tensor=4)
+  elif families.reads(config, "source"):
+    parts = dict(tensor=2)
+  parts = dict(data=1, fsdp=2, **parts)
+  used = jax.devices()[: math.prod(parts.values())]
+  return rules.make(mesh.make(mesh.Config(**parts), used), "fsdp_tensor")
+
+
 def run(
   config: families.Config, weights: families.Params | None = None
 ) -> tuple[np.ndarray, families.Params]:
   """Our logits of `batch`, and the gradients of its mean cross-entropy.
 
   The logits of all that is asked lie side by side, zero where nothing counts.
-  Targets are taken modulo how many there are. Weights are `params` where they are not given.
+  Targets are taken modulo how many there are. Weights are `params` where they
+  are not given.
   """
 
   def loss(params, batch):

@@ -29,6 +29,11 @@ def run(config: families.Config) -> tuple[np.ndarray, families.Params]:
         for name in ("tokens", "positions", "types")
         if getattr(batch, name) is not None
       }
+      if batch.source is not None:
+        read = batch.source.tokens[row][
+          batch.source.segment_ids[row] == segment
+        ]
+        text["source"] = torch.tensor(read[None]).long()
       targets = torch.tensor(batch.targets[row, where]).long()
       found = answers(config, model, text)
       for out in found:
@@ -61,6 +66,9 @@ def answers(
 
   [tokens, ...]; of what is asked of the text as a whole, [1, ...].
   """
+  if "source" in text:
+    read, written = text["source"], text["tokens"]
+    return [model(input_ids=read, decoder_input_ids=written).logits[0]]
   more = {}
   if not families.is_causal(config):
     if config.first_position:
@@ -80,6 +88,25 @@ def answers(
   if asked == ("pooled",):
     return [out.pooler_output]
   return [out.logits if asked == ("texts",) else out.logits[0]]
+
+
+def write(
+  config: families.Config, sources: list[list[int]], n_new: int
+) -> list[list[int]]:
+  """What their `generate` writes greedily about sources, padded on the right."""
+  model, longest = build(config), max(map(len, sources))
+  tokens = torch.zeros((len(sources), longest), dtype=torch.long)
+  for row, source in zip(tokens, sources, strict=True):
+    row[: len(source)] = torch.tensor(source)
+  texts = model.generate(
+    tokens,
+    attention_mask=(tokens > 0).long(),
+    max_new_tokens=n_new,
+    min_new_tokens=n_new,
+    do_sample=False,
+    num_beams=1,
+  )
+  return texts[:, 1:].tolist()
 
 
 def _count_loads(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -108,16 +135,22 @@ def build(config: families.Config) -> torch.nn.Module:
   model = getattr(transformers, kind)._from_config(
     their_config(config), attn_implementation="eager"
   )
+  if not config.tied and "lm_head.weight" in model.all_tied_weights_keys:
+    # Theirs ties T5's head whatever the config says, until two are loaded.
+    head = model.lm_head.weight
+    model.lm_head.weight = torch.nn.Parameter(head.detach().clone())
   weights = tensors.to_theirs(config, cases.params(config))
   loaded = {name: torch.tensor(x) for name, x in weights.items()}
   missing, unexpected = model.load_state_dict(loaded, strict=False)
   assert not unexpected, unexpected
   places = {name: x.data_ptr() for name, x in model.state_dict().items()}
   held = {places[name] for name in loaded}
+  parameters = dict(model.named_parameters(remove_duplicate=False))
   for name in missing:
-    if places[name] not in held:  # else it is tied to one that was loaded
+    # Else it is tied to one that was loaded, or zeros as in BART.
+    if places[name] not in held and name in parameters:
       # No head reads it: a gradient that reaches it is an error.
-      model.get_parameter(name).register_hook(functools.partial(_refuse, name))
+      parameters[name].register_hook(functools.partial(_refuse, name))
   return model.float().eval()
 
 

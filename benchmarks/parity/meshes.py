@@ -46,6 +46,9 @@ from train.core import (
 )  # fmt: skip
 from train.objectives import lm
 
+# Of a process. Every program that XLA:CPU compiles keeps maps of memory, of which
+# Linux gives a process 65,530: after some 110 cells there were no more.
+_N_CELLS = 24
 LIMIT = 1e-5  # of what is compared, relative
 # Of the momentum, two gradients through up to ten layers: 8e-6 was seen.
 LIMIT_OF_MOMENTUM = 3e-5
@@ -104,8 +107,9 @@ def run(
   first = jax.device_get(state.start(cases.params(model), transform))
   places = state.shardings(model, transform, layout)
   last = jax.device_put(first, places)
-  columns = context.columns(layout, batch.tokens.shape[1])
-  batch = jax.tree.map(lambda x: x[:, columns], batch)
+  batch = jax.tree.map(
+    lambda x: x[:, context.columns(layout, x.shape[1])], batch
+  )
   batch = jax.device_put(batch, layout.batch)
   compiled, _ = loop.compile_step(update, last, batch, layout)
   for _ in range(n_steps):
@@ -252,7 +256,10 @@ def prepare() -> None:
 def _results(chosen: list[Cell]) -> Iterator[page.Result]:
   """As they come; families stay together, whose one device is run once."""
   with concurrent.futures.ProcessPoolExecutor(
-    _JOBS.value, multiprocessing.get_context("spawn"), prepare
+    _JOBS.value,
+    multiprocessing.get_context("spawn"),
+    prepare,
+    max_tasks_per_child=_N_CELLS,
   ) as pool:
     todo = [pool.submit(judge, cell) for cell in chosen]
     for done in concurrent.futures.as_completed(todo):

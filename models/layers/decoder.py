@@ -92,6 +92,7 @@ class Model(nn.Module):
     segment_ids: Int[Array, "B T"],
     cache: Cache | None = None,
     deterministic: bool = True,
+    prefix: Int[Array, "B T"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
     c = self.config
     table = Table(c.vocab_size, c.d_model, std=self.embed_std, name="embed")()
@@ -99,7 +100,7 @@ class Model(nn.Module):
       Table(c.vocab_size, c.d_model, name="head")()
     x = lookup(table, tokens, jnp.dtype(c.dtype))
     x = self.enter(x, positions, deterministic)
-    seen = mask.of_tokens(positions, segment_ids)
+    seen = mask.of_tokens(positions, segment_ids, prefix=prefix)
     side = stack.Side(seen, self.rotary(positions), deterministic)
     x, cache = self.layers(x, side, cache)
     hidden = self.block.norm(c, "norm")(x)

@@ -47,7 +47,9 @@ class Mask:
   kv_segments: Int[Array, "B S"]
   causal: bool = flax.struct.field(pytree_node=False, default=True)
   window: int | None = flax.struct.field(pytree_node=False, default=None)
-  prefix: Int[Array, "B"] | None = None  # positions below see each other
+  # A query also sees the positions below this one, ahead of it too: in a prefix
+  # all see each other. One number for every place of a segment.
+  prefix: Int[Array, "B T"] | None = None
   # In a window, what is not 0 sees all of its segment and is seen by all of it;
   # in blocks, the length of the token's text.
   q_marks: Int[Array, "B T"] | None = None
@@ -57,7 +59,8 @@ class Mask:
   @property
   def queries(self) -> dict[str, Array | None]:
     """What there is for every query; `replace` takes it back."""
-    return {f"q_{name}": getattr(self, f"q_{name}") for name in _OF_TOKENS}
+    own = {f"q_{name}": getattr(self, f"q_{name}") for name in _OF_TOKENS}
+    return {**own, "prefix": self.prefix}
 
   @property
   def keys(self) -> dict[str, Array | None]:
@@ -72,7 +75,7 @@ class Mask:
     if self.causal:
       allowed = k <= q
       if self.prefix is not None:
-        allowed |= k < self.prefix[:, None, None]
+        allowed |= k < self.prefix[:, :, None]
       seen &= allowed
     if self.window is not None:
       near = q - k < self.window

@@ -28,6 +28,7 @@ class MLP(nn.Module):
   dtype: jnp.dtype
   gated: bool = False
   biased: bool = False
+  in_std: float = 0.02
   out_std: float = 0.02
 
   @nn.compact
@@ -37,7 +38,12 @@ class MLP(nn.Module):
 
     def widen(name):
       w = weight(
-        self, name, (d_model, self.d_ff), ("embed", "mlp"), dtype=self.dtype
+        self,
+        name,
+        (d_model, self.d_ff),
+        ("embed", "mlp"),
+        self.in_std,
+        dtype=self.dtype,
       )
       y_BTF = einsum("BTD,DF->BTF", x, w, self.dtype)
       if self.biased:

@@ -1,14 +1,17 @@
-"""Positions: learned, and rotary (arXiv 2104.09864) with its scalings.
+"""Positions: learned, rotary (arXiv 2104.09864) with its scalings, relative.
 
 Linear: 2306.15595.  YaRN: 2309.00071.  Llama 3: 2407.21783, section 3.
 LongRoPE: 2402.13753.
 ALiBi, biases in the place of positions: 2108.12409.
+Relative, in buckets: T5, 1910.10683.
 Phases come from two small tables that the host computes in float64, so they
 are right to 1e-7 at any position; a bf16 phase errs by 2.0 below position 4096.
+Extra letters: U buckets of distances.
 """
 
 import dataclasses
 import math
+import typing
 from typing import Annotated, Literal
 
 import flax.struct
@@ -19,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Positive
+from models.layers.mask import Mask
 from sharding import rules
 
 _BLOCK = 1024  # positions are read as high * 1024 + low
@@ -272,3 +276,47 @@ def alibi_slopes(n_heads: int) -> Float[Array, "N"]:
   powers = np.arange(1, n_even + 1) / n_even
   between = (np.arange(n_heads - n_even) + 0.5) / n_even
   return jnp.asarray(2.0 ** (-8 * np.concatenate([powers, between])), "float32")
+
+
+# Unchecked: as a pytree it also carries what is no array.
+@typing.no_type_check
+@flax.struct.dataclass
+class RelativeBias:
+  """Numbers added to the logits of every head, by the distance to the key.
+
+  Near distances have a bucket each, farther ones share buckets that widen as
+  their logarithm; from `farthest` on there is one.
+  """
+
+  table: Float[Array, "U N"]
+  causal: bool = flax.struct.field(pytree_node=False)  # all keys lie behind
+  farthest: int = flax.struct.field(pytree_node=False)
+
+  def dense(self, mask: Mask) -> Float[Array, "B N T S"]:
+    """The bias of every query and key of a mask, fp32."""
+    ahead = mask.kv_positions[:, None] - mask.q_positions[:, :, None]
+    buckets = bucket(ahead, self.table.shape[0], self.causal, self.farthest)
+    return jnp.moveaxis(self.table.astype(jnp.float32)[buckets], -1, 1)
+
+
+def bucket(
+  ahead: Int[Array, "..."], n_buckets: int, causal: bool, farthest: int
+) -> Int[Array, "..."]:
+  """The bucket of keys that lie so many tokens ahead of their queries.
+
+  The upper half of the buckets is of keys ahead, where those are seen. Of each
+  direction one half is exact and the other logarithmic.
+  """
+  first = 0
+  if not causal:
+    n_buckets //= 2
+    first = n_buckets * jnp.greater(ahead, 0)
+  distance = jnp.maximum(-ahead, 0) if causal else jnp.abs(ahead)
+  n_exact = n_buckets // 2
+  # On the host in float64: in fp32 a logarithm puts some borders to either side.
+  steps = np.arange(farthest + 1)
+  turns = np.log(np.maximum(steps, n_exact) / n_exact)
+  turns *= (n_buckets - n_exact) / math.log(farthest / n_exact)
+  wide = np.minimum(n_exact + np.int64(turns + 1e-9), n_buckets - 1)
+  of_distance = jnp.asarray(np.where(steps < n_exact, steps, wide), jnp.int32)
+  return first + of_distance[jnp.minimum(distance, farthest)]

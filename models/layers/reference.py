@@ -1,7 +1,7 @@
 """Attention as it is written down: what every kernel is measured by.
 
 Grouped queries: arXiv 2305.13245. Soft caps: 2408.00118. Sinks: 2309.17453.
-ALiBi: 2108.12409.
+ALiBi: 2108.12409. Relative buckets: 1910.10683.
 Values may be of another width than keys: Hv.
 """
 
@@ -10,6 +10,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from models.layers.mask import Mask
+from models.layers.position import RelativeBias
 
 
 def attend(
@@ -20,6 +21,7 @@ def attend(
   *,
   scale: float | None = None,
   softcap: float | None = None,
+  bias: RelativeBias | None = None,
   bias_NTS: Float[Array, "N T S"] | None = None,
   slopes_N: Float[Array, "N"] | None = None,
   sinks_N: Float[Array, "N"] | None = None,
@@ -33,11 +35,17 @@ def attend(
     mask: who may see whom.
     scale: of the logits; 1 / sqrt(H) by default.
     softcap: logits become softcap * tanh(logits / softcap).
+    bias: added to the logits, by the positions of the mask.
     bias_NTS: added to the logits.
     slopes_N: of ALiBi: a head's logits fall by so much a token of distance.
     sinks_N: a logit per head that takes probability and gives nothing.
   """
-  extras = {"bias_NTS": bias_NTS, "slopes_N": slopes_N, "sinks_N": sinks_N}
+  extras = {
+    "bias": bias,
+    "bias_NTS": bias_NTS,
+    "slopes_N": slopes_N,
+    "sinks_N": sinks_N,
+  }
   sums, total, _ = weigh(
     q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, **extras
   )
@@ -53,6 +61,7 @@ def weigh(
   *,
   scale: float | None = None,
   softcap: float | None = None,
+  bias: RelativeBias | None = None,
   bias_NTS: Float[Array, "N T S"] | None = None,
   slopes_N: Float[Array, "N"] | None = None,
   sinks_N: Float[Array, "N"] | None = None,
@@ -71,6 +80,7 @@ def weigh(
     mask: who may see whom.
     scale: as in `attend`, and the following too.
     softcap: see there.
+    bias: see there.
     bias_NTS: see there.
     sinks_N: see there.
     least: that top shall be, as other keys have a logit so high.
@@ -98,6 +108,8 @@ def weigh(
   ).reshape(by_group)
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
+  if bias is not None:
+    logits += bias.dense(mask).reshape(logits.shape)
   if bias_NTS is not None:
     logits += bias_NTS.reshape(1, n_kv_heads, -1, *bias_NTS.shape[1:])
   if slopes_N is not None:

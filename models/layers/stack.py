@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from models.cache import Cache
 from models.layers.mask import Mask
-from models.layers.position import Rotary
+from models.layers.position import RelativeBias, Rotary
 from sharding.rules import constrain
 
 _save = jax.checkpoint_policies
@@ -57,6 +57,10 @@ class Side:
   # By kind of layer; one that is not there turns none.
   rotary: dict[str, Rotary]
   deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+  bias: RelativeBias | None = None  # of the logits
+  # Another text that was read, and who may see what of it.
+  memory: Float[Array, "B S D"] | None = None
+  memory_mask: Mask | None = None
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -135,7 +139,7 @@ class Stack(nn.Module):
     if cache is None:
       return x, None
     n_read = jnp.not_equal(side.mask.q_segments, 0).sum(1)
-    return x, Cache(written, cache.lengths + n_read)
+    return x, cache.replace(layers=written, lengths=cache.lengths + n_read)
 
   def _rematted(self, module: type[nn.Module], **options) -> type[nn.Module]:
     if self.remat == "none":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from jax import numpy as jnp
 
 from models import attention_kernels
 from models.layers.mask import Blocks, Mask
+from models.layers.position import RelativeBias
 from models.layers.reference import attend
 
 B, T, H = 2, 9, 8
@@ -57,6 +59,9 @@ def marks(array, **kind):
 
 SLOPES = 2.0 ** -np.arange(1, N + 1)
 DISTANCE = np.arange(T)[:, None] - np.arange(T)[None]
+# Of every place: of a row's second segment it is another number.
+PREFIX = jnp.array([[2] * 5 + [3] * (T - 5), [5] * T])
+BUCKETS = dict(causal=False, farthest=6)
 CASES = {
   "causal": Case(n_kv_heads=N),
   "grouped": Case(),
@@ -66,7 +71,7 @@ CASES = {
   "bidirectional_sliding": Case(mask=dict(causal=False, window=2)),
   "marked": Case(mask=marks(MARKED, window=2)),
   "blocks": Case(mask=marks(LENGTHS, blocks=Blocks(size=1, n_random=1))),
-  "prefix": Case(mask=dict(prefix=jnp.array([2, 5]))),
+  "prefix": Case(mask=dict(prefix=PREFIX)),
   "cross": Case(n_keys=13, mask=dict(causal=False)),
   "scaled": Case(options=dict(scale=0.1)),
   "soft_capped": Case(options=dict(softcap=1.5)),
@@ -75,8 +80,12 @@ CASES = {
     options=dict(bias_NTS=jnp.float32(-SLOPES[:, None, None] * DISTANCE))
   ),
   "slopes": Case(options=dict(slopes_N=jnp.float32(SLOPES))),
+  "relative": Case(
+    mask=dict(causal=False),
+    options=dict(bias=RelativeBias(normal(8, N, seed=6), **BUCKETS)),
+  ),
   "all": Case(
-    mask=dict(window=4, prefix=jnp.array([2, 5])),
+    mask=dict(window=4, prefix=PREFIX),
     options=dict(
       softcap=2.0,
       sinks_N=normal(N, seed=5),
@@ -102,12 +111,31 @@ def sees(mask, b, t, s):
     elif mask.kv_marks is not None:
       near |= bool(mask.q_marks[b, t] or mask.kv_marks[b, s])
     return same and near
-  prefix = 0 if mask.prefix is None else int(mask.prefix[b])
+  prefix = 0 if mask.prefix is None else int(mask.prefix[b, t])
   return same and (j <= i or j < prefix) and i - j < window
 
 
+def bucket_of(ahead, n_buckets, farthest):
+  """Of a key that lies so many places ahead, or behind where negative."""
+  half = n_buckets // 2
+  first, distance = half * (ahead > 0), abs(ahead)
+  if distance < half // 2:
+    return first + distance
+  turns = math.log(distance / (half // 2)) / math.log(farthest / (half // 2))
+  return first + min(half // 2 + int(turns * (half - half // 2)), half - 1)
+
+
 def attended(
-  q, k, v, mask, scale=None, softcap=None, bias=None, sinks=None, slopes=None
+  q,
+  k,
+  v,
+  mask,
+  scale=None,
+  softcap=None,
+  bias=None,
+  sinks=None,
+  slopes=None,
+  relative=None,
 ):
   """What attention is, head by head and query by query, in float64."""
   q, k, v = (np.float64(x) for x in (q, k, v))
@@ -127,6 +155,10 @@ def attended(
       logits = logits - np.float64(slopes[n]) * np.float64(ago)
     if mask.blocks is not None and LENGTHS[b, t] > 7 and 0 < t < 8:
       logits[seen.index(0)] += np.log(2)  # the first block counts twice
+    if relative is not None:
+      ahead = mask.kv_positions[b] - mask.q_positions[b, t]
+      buckets = [bucket_of(int(ahead[s]), 8, relative.farthest) for s in seen]
+      logits = logits + np.float64(relative.table)[buckets, n]
     top = logits.max()
     weights = np.exp(logits - top)
     total = weights.sum()
@@ -143,7 +175,12 @@ def test_attention_is_its_definition(name, kernel):
   mask = case.masked()
   run = jax.jit(lambda q, k, v: kernel(q, k, v, mask, **case.options))
   got = run(*case.operands())
-  names = {"bias_NTS": "bias", "sinks_N": "sinks", "slopes_N": "slopes"}
+  names = {
+    "bias_NTS": "bias",
+    "sinks_N": "sinks",
+    "slopes_N": "slopes",
+    "bias": "relative",
+  }
   options = {names.get(key, key): x for key, x in case.options.items()}
   expected = attended(*case.operands(), mask, **options)
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -23,6 +23,7 @@ KINDS = {
   "window": {"window": 9},
   "both ways": {"causal": False},
   "capped": {},
+  "prefix": {"prefix": jnp.array([[11] * (T // 3) + [4] * (T - T // 3)] * B)},
 }
 EXTRAS = {"capped": dict(softcap=2.0, slopes_N=position.alibi_slopes(N))}
 
@@ -99,6 +100,9 @@ def _in_order(layout, run, operands, mask):
     ("ring", "zigzag", "capped"),
     ("gather", "zigzag", "capped"),
     ("ulysses", "contiguous", "capped"),
+    ("ring", "zigzag", "prefix"),
+    ("gather", "contiguous", "prefix"),
+    ("ulysses", "zigzag", "prefix"),
   ],
 )
 def test_every_exchange_is_the_reference(monkeypatch, exchange, order, kind):

@@ -95,7 +95,7 @@ _OTHERS = {
   or name in ("smollm3", "qwen2_moe")
 }
 CONFIGS |= _OTHERS
-_FAST = {"gemma3", "bloom", "mamba2"}
+_FAST = {"gemma3", "bloom", "mamba2", "t5", "bart"}
 EVERY = [
   pytest.param(name, marks=pytest.mark.slow)
   if name in _OTHERS.keys() - _FAST
@@ -104,6 +104,12 @@ EVERY = [
 ]
 GREEDY = sampling.Config(temperature=0.0, max_tokens=8)
 PROMPTS = [[5], [7, 8, 9, 10, 11], [int(i) for i in range(20, 38)]]
+SOURCES = [[3, 4, 5, 6, 7, 8, 9], [40], [int(i) for i in range(10, 22)]]
+
+
+def sources(name: str) -> list[list[int]] | None:
+  """What the prompts are about, for a family that reads two texts."""
+  return SOURCES if families.reads(CONFIGS[name], "source") else None
 
 
 @functools.cache
@@ -124,20 +130,23 @@ def model(name: str):
 def compiled(name: str):
   """Compiles a whole reading without a cache, prefill, and step."""
   config, _ = model(name)
+  given = sources(name) and on_device(sources(name), 16)
+
+  def placed(tokens, real):
+    positions = jnp.arange(tokens.shape[1])[None]
+    return tokens, jnp.broadcast_to(positions, tokens.shape), jnp.int32(real)
 
   def read(params, tokens, real):
-    positions = jnp.arange(tokens.shape[1])[None]
     hidden, _ = families.build(config).apply(
       {"params": params},
-      tokens,
-      jnp.broadcast_to(positions, tokens.shape),
-      real.astype(jnp.int32),
+      *placed(tokens, real),
+      **({"source": placed(*given)} if given else {}),
     )
     return families.logits(config, params, hidden)
 
   return (
     jax.jit(read),
-    jax.jit(functools.partial(decode.prefill, config)),
+    jax.jit(functools.partial(decode.prefill, config, source=given)),
     jax.jit(functools.partial(decode.step, config)),
   )
 
@@ -151,6 +160,10 @@ def padded(texts, size: int, side: str):
       for x in (tokens, real)
     )
   return tokens, real
+
+
+def on_device(texts, size: int, side: str = "right"):
+  return tuple(jnp.asarray(x) for x in padded(texts, size, side))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -201,17 +214,19 @@ def greedy(name: str, prompt: list[int], n_new: int) -> list[int]:
   read, _, _ = compiled(name)
   text = list(prompt)
   for _ in range(n_new):
-    logits = read(params, *decode.pad([text], 32))[0, len(text) - 1]
+    logits = read(params, *decode.pad([text] * len(PROMPTS), 32))
+    logits = logits[PROMPTS.index(prompt), len(text) - 1]
     text.append(int(logits.argmax()))
   return text[len(prompt) :]
 
 
-@pytest.mark.parametrize("name", ["mixed", "gpt"])
+@pytest.mark.parametrize("name", ["mixed", "gpt", "t5"])
 def test_generate_and_stream_write_what_a_plain_loop_writes(name):
   config, params = model(name)
   want = [greedy(name, prompt, GREEDY.max_tokens) for prompt in PROMPTS]
-  assert decode.generate(config, params, PROMPTS, GREEDY, [-1]) == want
-  steps = decode.stream(config, params, PROMPTS, GREEDY, [-1])
+  arguments = config, params, PROMPTS, GREEDY, [-1], None, sources(name)
+  assert decode.generate(*arguments) == want
+  steps = decode.stream(*arguments)
   assert [list(row) for row in zip(*steps, strict=True)] == want
 
 
@@ -318,6 +333,61 @@ def test_a_scanned_model_is_unrolled_and_cast_once():
   assert layer["attention_norm"]["scale"].dtype == jnp.float32
 
 
+def test_a_source_is_read_alike_on_either_side_and_once():
+  config, params = model("t5")
+  _, _, step = compiled("t5")
+  prefill = jax.jit(functools.partial(decode.prefill, config))
+  first, other = (
+    prefill(
+      params,
+      *on_device([[1]] * 3, 4),
+      caches.empty(config, 3, 32),
+      on_device(SOURCES, 16, side),
+    )
+    for side in ("right", "left")
+  )
+  np.testing.assert_allclose(other[0], first[0], atol=1e-5, rtol=0)
+  # A step finds the source in the cache: no weight of the encoder is read.
+  encoder = {k: v for k, v in params.items() if k.startswith("encoder")}
+  poisoned = {**params, **jax.tree.map(lambda x: x * jnp.nan, encoder)}
+  token = jnp.array([4, 5, 6])
+  want, _ = step(params, token, first[1])
+  got, _ = step(poisoned, token, first[1])
+  np.testing.assert_array_equal(got, want)
+  got, _ = step(params, token, other[1])
+  np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_that_is_a_prefix_is_seen_whole():
+  config, params = model("gpt")
+  rows, lengths = jnp.arange(3), jnp.array([[len(p)] for p in PROMPTS])
+  tokens, real = on_device(PROMPTS, 32)
+  places = jnp.broadcast_to(jnp.arange(32)[None], tokens.shape)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def read(params, prefixed):
+    hidden, _ = families.build(config).apply(
+      {"params": params},
+      tokens.at[rows, lengths[:, 0]].set(9),
+      places,
+      jnp.int32(places <= lengths),
+      prefix=jnp.broadcast_to(lengths, tokens.shape),
+    )
+    at = hidden[rows[:, None], jnp.concatenate([lengths - 1, lengths], 1)]
+    whole = families.logits(config, params, at)
+    cache = caches.empty(config, 3, 32)
+    first, cache = decode.prefill(
+      config, params, tokens, real, cache, prefixed=prefixed
+    )
+    second, _ = decode.step(config, params, jnp.full(3, 9), cache)
+    return whole, jnp.stack([first, second], 1)
+
+  want, got = read(params, True)
+  np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+  want, got = read(params, False)
+  assert np.abs(got - want)[1:].max(-1).min() > 1e-3
+
+
 @pytest.mark.parametrize(
   "name",
   [
@@ -325,16 +395,19 @@ def test_a_scanned_model_is_unrolled_and_cast_once():
     "deepseek",
     pytest.param("bloom", marks=pytest.mark.slow),
     pytest.param("falcon_7b", marks=pytest.mark.slow),
+    pytest.param("t5", marks=pytest.mark.slow),
   ],
 )
 def test_a_mesh_writes_what_one_device_writes(name):
   config, params = model(name)
   prompts = [*PROMPTS, [3, 1, 4]]
   tokens, real = decode.pad(prompts, 24)
+  texts = sources(name) and [*SOURCES, [8, 9]]
+  source = texts and on_device(texts, 16)
 
   def run(params, tokens, real):
     cache = caches.empty(config, 4, 32)
-    logits, cache = decode.prefill(config, params, tokens, real, cache)
+    logits, cache = decode.prefill(config, params, tokens, real, cache, source)
     every = [logits]
     for token in (1, 2, 3):
       logits, cache = decode.step(config, params, jnp.full(4, token), cache)
@@ -349,14 +422,17 @@ def test_a_mesh_writes_what_one_device_writes(name):
   with layout.use():
     first = jax.jit(lambda: caches.empty(config, 4, 32))()
     got, cache = jax.jit(run)(placed, tokens, real)
-    written = decode.generate(config, placed, prompts, GREEDY)
+    written = decode.generate(config, placed, prompts, GREEDY, sources=texts)
   np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
-  for slots in jax.tree.leaves((first.layers, cache.layers)):
+  # Another text's are where the layout puts what was computed from it.
+  own = [layer.replace(source=None) for layer in cache.layers]
+  for slots in jax.tree.leaves((first.layers, own)):
     # Compressed keys and values are one head, which no axis splits.
     names = caches.NAMES if slots.shape[1] > 1 else ("batch", None, None, None)
     where = layout.sharding(names, slots.shape, "activations")
     assert slots.sharding.is_equivalent_to(where, slots.ndim)
-  assert written == decode.generate(config, params, prompts, GREEDY)
+  alone = decode.generate(config, params, prompts, GREEDY, sources=texts)
+  assert written == alone
 
 
 @pytest.mark.parametrize(
@@ -372,6 +448,22 @@ def test_prompts_that_cannot_be_read_are_told(prompts, said):
   config, params = model("gpt")
   with pytest.raises(ValueError, match=said):
     decode.generate(config, params, prompts, GREEDY)
+
+
+@pytest.mark.parametrize(
+  ("name", "given", "said"),
+  [
+    ("gpt", SOURCES, "gpt reads no source"),
+    ("t5", None, "there are none for 3 prompts"),
+    ("t5", SOURCES[:2], "there are 2 for 3"),
+    ("t5", [*SOURCES[:2], [99]], "the id 99"),
+    ("bart", [*SOURCES[:2], [1] * 65], "max_length=64"),
+  ],
+)
+def test_sources_that_cannot_be_read_are_told(name, given, said):
+  config, params = model(name)
+  with pytest.raises(ValueError, match=said):
+    decode.generate(config, params, PROMPTS, GREEDY, sources=given)
 
 
 def test_the_last_position_of_a_model_is_used():

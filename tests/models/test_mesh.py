@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.parity import cases
 from models import families
-from sharding import mesh, rules
 
 _TRAINED_ON_MESHES = {"llama", "mixtral", "deepseek"}  # by tests/train
 _FAST = {"bloom"}
@@ -25,10 +24,7 @@ NAMES = [
 def test_eight_devices_give_what_one_gives(name):
   config = cases.CASES[name]
   weights = cases.params(config)
-  sizes = dict(context=1, tensor=4) if "mamba2" in name else dict(tensor=2)
-  sizes = {"data": 1, "fsdp": 2, "context": 2, **sizes}
-  devices = mesh.make(mesh.Config(**sizes))
-  with rules.make(devices, "fsdp_tensor").use():
+  with cases.layout(config).use():
     there = cases.run(config, weights)
   here = cases.run(config, weights)
   real = cases.batch(config).segment_ids > 0

@@ -1,10 +1,14 @@
 """Logits and gradients against `transformers`, with the same tiny weights: N14."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from benchmarks.parity import cases
+from models import decode, sampling
 
 pytest.importorskip("transformers")
 from benchmarks.parity import golden, hf  # noqa: E402
@@ -36,6 +40,22 @@ def _assert_close(path, ours, theirs):
     atol=1e-5 * np.abs(theirs).max() + 1e-7,
     err_msg=jax.tree_util.keystr(path),
   )
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_v1_1", "bart"])
+def test_greedy_texts_about_a_source_are_those_of_transformers(name):
+  config = dataclasses.replace(cases.CASES[name], max_length=64, start_id=3)
+  sources = [[5, 6, 7, 8, 9, 10], [11], list(range(12, 31))]
+  theirs = hf.write(config, sources, n_new=12)
+  ours = decode.generate(
+    config,
+    jax.tree.map(jnp.asarray, cases.params(config)),
+    [[config.start_id]] * 3,
+    sampling.Config(temperature=0.0, max_tokens=12),
+    sources=sources,
+  )
+  assert ours == theirs
+  assert len({*map(tuple, ours)}) > 1  # they read what they are about
 
 
 def test_names_lead_there_and_back():

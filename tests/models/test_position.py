@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from configs import fields
 from convert.names import rotary as theirs
-from models.layers.position import Scaling, rotary, rotate
+from models.layers.position import Scaling, bucket, rotary, rotate
 from sharding import rules
 
 D_HEAD, THETA = 16, 10_000.0
@@ -151,3 +151,22 @@ def test_a_tpu_turns_by_its_matrix_unit_to_the_same(dtype, monkeypatch):
     found, back = jax.vjp(lambda x: rotate(x, turns), x)
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_array_equal(back(g)[0], pull(g)[0])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+  ("n_buckets", "farthest"), [(32, 128), (8, 20), (16, 64), (12, 50)]
+)
+def test_buckets_of_distances_are_those_of_transformers(
+  n_buckets, farthest, causal
+):
+  torch = pytest.importorskip("torch")
+  t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+  ahead = np.arange(-600, 600)
+  theirs = t5.T5Attention._relative_position_bucket(
+    torch.tensor(ahead), not causal, n_buckets, farthest
+  )
+  np.testing.assert_array_equal(
+    bucket(jnp.asarray(ahead), n_buckets, causal, farthest), theirs.numpy()
+  )

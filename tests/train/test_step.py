@@ -35,6 +35,21 @@ def test_tokens_travel_and_experts_do_not():
   assert len(travel) == 4 and not gathered
 
 
+@pytest.mark.parametrize(
+  "name", ["t5_v1_1", pytest.param("bart", marks=pytest.mark.slow)]
+)
+def test_a_mesh_gives_the_update_of_one_device_to_pairs(name):
+  """S1: of a text and of what it was written about, packed."""
+  model = cases.CASES[name]
+  batch = jax.tree.map(lambda x: np.concatenate([x] * 4), cases.batch(model))
+  # Rows alike but for their tokens: they are rolled on from row to row.
+  rolled = [np.roll(row, i) for i, row in enumerate(batch.tokens)]
+  batch = batch.replace(tokens=np.stack(rolled))
+  on = mesh.Config(data=1, fsdp=4, tensor=2)
+  here, there = (meshes.run(model, batch, m, n_steps=1) for m in (None, on))
+  assert not meshes.too_far(meshes.differences(there, here))
+
+
 def test_adam_on_a_mesh_is_adam(tiny, ragged_batch):
   adam = optim.CONFIGS["adamw"](lr=1e-3, weight_decay=0.1)
   here, there = (

@@ -8,6 +8,8 @@ import inspect
 import math
 
 from configs import door
+from data import corrupt
+from data import tokenizer as tokenizers
 from models import families
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
@@ -51,7 +53,51 @@ def _length(model, batch):
     )
 
 
-def _ids(model, tokenizer):
+def _noise(model, batch):
+  family = families.name(model)
+  if families.reads(model, "source") != (batch.source_length > 0):
+    raise ValueError(
+      f"batch.source_length={batch.source_length} with model.name={family}: a "
+      "family of an encoder and a decoder goes with sources of some length, and "
+      "sources with such a family (t5, bart)."
+    )
+  if batch.source_length > model.max_length:
+    raise ValueError(
+      f"batch.source_length={batch.source_length} is more than "
+      f"model.max_length={model.max_length}: shorten the one or raise the other."
+    )
+  if batch.sees_sources and not families.reads(model, "prefix"):
+    raise ValueError(
+      f"batch.noise.kind={batch.noise.kind} with model.name={family}: this "
+      "family cannot see a part of its text whole. Give kind='middle'."
+    )
+
+
+def _start(model, batch):
+  if batch.source_length and model.start_id != tokenizers.BOS_ID:
+    raise ValueError(
+      f"model.start_id={model.start_id}: texts are trained on behind the "
+      f"tokenizer's BOS. Give model.start_id={tokenizers.BOS_ID}."
+    )
+
+
+def _split(batch, layout):
+  n_parts = context.size(layout)
+  if n_parts > 1 and batch.source_length:
+    raise ValueError(
+      f"mesh.context={n_parts} splits rows, and an encoder's are seen whole "
+      f"(batch.source_length={batch.source_length}): give mesh.context=1."
+    )
+
+
+def _ids(model, tokenizer, batch):
+  n_above = 0 if batch.noise is None else corrupt.Ids(0).end
+  if tokenizer.vocab_size + n_above > model.vocab_size and n_above:
+    raise ValueError(
+      f"tokenizer.vocab_size={tokenizer.vocab_size} and {n_above} ids that "
+      f"batch.noise has above it are more than model.vocab_size="
+      f"{model.vocab_size}: raise that, or make a smaller tokenizer."
+    )
   if tokenizer.vocab_size > model.vocab_size:
     raise ValueError(
       f"tokenizer.vocab_size={tokenizer.vocab_size} is more than "
@@ -103,6 +149,11 @@ def _stages(model, mesh, layout):
         "leave it out, or give mesh.stage=2 or more."
       )
     return
+  if families.reads(model, "source"):
+    raise ValueError(
+      f"mesh.stage={n_stages} cuts one stack of layers, and the family "
+      f"{families.name(model)} has two: give mesh.stage=1."
+    )
   if not model.scanned:
     raise ValueError(
       f"model.scanned=False keeps every layer apart, and mesh.stage={n_stages} "
@@ -287,7 +338,7 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _ids, _rows, _columns, _states, _parts, _stages, _passes, _sizes,
-  _ahead, _asked, _mask, _pairs, _written, _optimizer, _rounds, _streamed,
-  _measured, _samples,
+  _length, _noise, _start, _split, _ids, _rows, _columns, _states, _parts,
+  _stages, _passes, _sizes, _ahead, _asked, _mask, _pairs, _written, _optimizer,
+  _rounds, _streamed, _measured, _samples,
 )  # fmt: skip

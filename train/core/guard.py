@@ -267,8 +267,8 @@ class Watch:
       json.dumps(found, indent=1)
     )
     arrays = {
-      field.name: np.asarray(getattr(batch, field.name))
-      for field in dataclasses.fields(batch)
+      jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x)
+      for path, x in jax.tree.leaves_with_path(batch)
     }
     with (place.parent / f"{place.name}.npz").open("wb") as file:
       np.savez_compressed(file, **arrays)

@@ -170,7 +170,9 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
   arguments = classes["parameters"] + classes["optimizer"]
   peak = sum(classes.values())
   n_tokens = config.batch.size * config.batch.length / topology.n_devices
-  needed = n_tokens * flops.train_per_token(config.model, config.batch.length)
+  needed = n_tokens * flops.train_per_token(
+    config.model, config.batch.length, config.batch.source_length
+  )
   done = needed * (4 / 3 if config.model.remat == "full" else 1)
   seconds = done / topology.chip.flops
   return Plan(

@@ -102,9 +102,7 @@ def train(
       say(
         f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
       )
-  batches = pipeline.train_batches(
-    config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
-  )
+  batches = s.batches(config.data.weights, config.train.seed)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpointing.Checkpoints(
@@ -197,7 +195,9 @@ def _meter(config: door.Config, s: setup.Setup) -> loop.Meter:
   factor = schedule.make(config.schedule, config.train.steps)
   return loop.Meter(
     tokens_per_step=config.batch.size * config.batch.length,
-    flops_per_token=flops.train_per_token(s.model, config.batch.length),
+    flops_per_token=flops.train_per_token(
+      s.model, config.batch.length, config.batch.source_length
+    ),
     peak_flops=hardware.peak_flops(s.model.dtype),
     lr=lambda i: float(factor(i)) * getattr(config.optim, "lr", 1.0),
   )

@@ -1,7 +1,7 @@
 """What every run on text begins with: devices, data, tokenizer, model."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,11 +60,10 @@ class Setup:
     Columns go into the order of the layout; a host may hold some of them only.
     """
     rows, layout = self.rows, self.layout
-    shape = (self.batch.size, self.batch.length)
-    columns = context.columns(layout, self.batch.length)
 
     def place(x):
-      x = x[:, columns]
+      shape = (self.batch.size, x.shape[1])
+      x = x[:, context.columns(layout, x.shape[1])]
 
       def part(index):
         start, stop, _ = index[0].indices(self.batch.size)
@@ -75,23 +74,36 @@ class Setup:
 
     return jax.tree.map(place, batch)
 
+  def batches(
+    self, weights: Sequence[float], seed: int
+  ) -> pipeline.TrainBatches:
+    """An endless iterator of this host's rows."""
+    noise = self.batch.noise_of(self.store.tokenizer)
+    return pipeline.train_batches(
+      self.batch, self.store.train, weights, self.rows, seed, noise
+    )
+
   def heldout(self) -> Iterator[Batch]:
     """The held-out documents, once, as global batches on the devices."""
-    size, length = self.batch.size, self.batch.length
-    for batch in pipeline.eval_batches(
-      self.store.heldout, size, length, self.rows
-    ):
+    config, corpora = self.batch, self.store.heldout
+    if noise := config.noise_of(self.store.tokenizer):
+      batches = pipeline.noisy_eval_batches(config, corpora, self.rows, noise)
+    else:
+      batches = pipeline.eval_batches(
+        corpora, config.size, config.length, self.rows
+      )
+    for batch in batches:
       yield self.put(batch)
 
 
 def abstract_batch(batch: pipeline.Config, layout: Layout) -> Batch:
   """Shapes, types and places of a global batch."""
 
-  def field(dtype):
-    shape = (batch.size, batch.length)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batch)
+  def field(row):
+    shape = (batch.size, row.shape[1])
+    return jax.ShapeDtypeStruct(shape, row.dtype, sharding=layout.batch)
 
-  return jax.tree.map(lambda x: field(x.dtype), batch.blank(0))
+  return jax.tree.map(field, batch.blank(1))
 
 
 def begin(config: door.Config, workdir: epath.Path) -> Setup:
@@ -123,9 +135,19 @@ def begin(config: door.Config, workdir: epath.Path) -> Setup:
       length=config.batch.length,
       d_head=config.model.d_head,
       dtype=config.model.dtype,
-      extras=attention_kernels.extras_of(config.model),
+      extras=_extras(config),
     )
   return Setup(layout, config.model, opened, config.batch, kernel)
+
+
+def _extras(config: door.Config) -> tuple[str, ...]:
+  """What the attention of a run has beyond that of plain text."""
+  found = list(attention_kernels.extras_of(config.model))
+  if config.batch.sees_sources:
+    found.append("prefix")
+  if config.batch.source_length not in (0, config.batch.length):
+    found.append("another text")
+  return tuple(found)
 
 
 def settle(

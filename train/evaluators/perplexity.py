@@ -29,11 +29,12 @@ def make(
   Args:
     model: the architecture.
     batches: starts the held-out text anew, global batches on the devices.
-    token_bytes: utf-8 bytes that each id stands for.
+    token_bytes: utf-8 bytes that each id stands for; ids above are none.
     layout: where parameters and batches live.
   """
   objective = staged.make(lm.make(lm.Config(), model), model, layout)
-  n_bytes_V = jnp.asarray(token_bytes, jnp.float32)
+  n_above = model.vocab_size - len(token_bytes)
+  n_bytes_V = jnp.pad(jnp.asarray(token_bytes, jnp.float32), (0, n_above))
 
   @jax.jit
   def sums(params, batch):

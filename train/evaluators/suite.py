@@ -13,6 +13,7 @@ from train.core.setup import Setup
 from train.core.track import Tracker
 from train.evaluators import (
   compression,
+  counting,
   objective,
   perplexity,
   samples,
@@ -33,6 +34,7 @@ REPORTED: dict[str, tuple[str, ...]] = {  # evaluator -> its metrics
     "bz2_bits_per_byte",
     "xz_bits_per_byte",
   ),
+  "ngram": ("ngram_bits_per_byte",),
   "python": ("python_share",),
 }
 Name = Literal[*REPORTED]
@@ -46,6 +48,7 @@ class Config:
   final: tuple[Name, ...] = ("perplexity", "samples")  # train.evaluate
   prompts: tuple[str, ...] = ("",)  # that samples continue
   n_python: Count = 20  # samples that `python` draws
+  n_gram: Count = 5  # tokens, of the longest that `ngram` counts
 
   def __post_init__(self):
     fields.check(self)
@@ -79,7 +82,14 @@ def make(
   tokenizer = setup.store.tokenizer
 
   def write(params: Any, prompts: tuple[str, ...]) -> list[str]:
-    return samples.write(setup.model, params, tokenizer, prompts, generate)
+    return samples.write(
+      setup.model,
+      params,
+      tokenizer,
+      prompts,
+      generate,
+      prefixed=setup.batch.sees_sources,
+    )
 
   def show(params: Any, step: int) -> dict[str, float]:
     for prompt, text in zip(
@@ -92,6 +102,11 @@ def make(
   def compress(params: Any, step: int) -> dict[str, float]:
     del params, step
     return compression.bits_per_byte(_texts(setup))
+
+  def count(params: Any, step: int) -> dict[str, float]:
+    del params, step
+    corpora = setup.store.train, setup.store.heldout
+    return counting.bits_per_byte(*corpora, tokenizer, config.n_gram)
 
   def python(params: Any, step: int) -> dict[str, float]:
     texts = write(params, config.n_python * ("",))
@@ -108,6 +123,7 @@ def make(
     ),
     "samples": lambda: show,
     "compression": lambda: compress,
+    "ngram": lambda: count,
     "python": lambda: python,
   }
   return {name: made[name]() for name in names}

@@ -59,6 +59,7 @@ def make(config: Config, model: families.Config):
       batch.tokens,
       batch.positions,
       batch.segment_ids,
+      **batch.beside,
       deterministic=key is None,
       rngs=None if key is None else {"dropout": key},
       mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
