@@ -46,6 +46,7 @@ class LayerState:
 
   inputs: dict[str, Float[Array, "B I N H"]]  # of the last tokens
   state: Float[Array, "B N H S"]
+  source: LayerCache | None = None  # of another text, read once and whole
 
 
 class Memory(typing.NamedTuple):

@@ -44,7 +44,9 @@ def forward_per_token(
     return 2 * n_matmul_params(config) + attention
   n_read = _n_matmul(config, is_ahead=False, reads=True)
   share = source_length / length
-  n_layers = config.n_layers + share * config.n_encoder_layers
+  n_layers = config.n_layers
+  if "state" not in config.pattern:  # else the encoder has no attention
+    n_layers += share * config.n_encoder_layers
   attention += n_layers * _attention(config, float(source_length))
   n_written = n_matmul_params(config) - n_read
   return 2 * (n_written + share * n_read) + attention

@@ -65,7 +65,7 @@ class Block(decoder.Block):
     layer = recurrent.Layer(
       c.cell, c.d_model, jnp.dtype(c.dtype), name="recurrent"
     )
-    h, cache = layer(x, side.mask, cache)
+    (h, _), cache = layer(x, side.mask, cache)
     return stack.residual(drop(h)), cache
 
   @staticmethod

@@ -3,6 +3,7 @@
 Elman: Finding Structure in Time, 1990.  LSTM: Hochreiter and Schmidhuber, 1997,
 with the forget gate of Gers and others, 2000, which starts open (Jozefowicz and
 others, 2015).  GRU: arXiv 1406.1078, the reset behind the product, as in cuDNN.
+A layer may look at another text ahead of each token (models/layers/additive.py).
 Extra letters: U units, J numbers that a unit reads (its gates and what it may
 take up), S numbers that a unit keeps, of which the first is what it says.
 """
@@ -60,6 +61,15 @@ CELLS = {
 }
 
 
+class Sight(NamedTuple):
+  """Another text, as a layer looks at it."""
+
+  # (what the units said [B, U], visible [B, S]) -> what they see [B, D], and
+  # what each unit reads of that [B, J, U]
+  look: Callable[[Array, Array], tuple[Array, Array]]
+  visible: Bool[Array, "B T S"]
+
+
 class Layer(nn.Module):
   """n_units of one kind, each of which hears what all of them said before."""
 
@@ -74,8 +84,18 @@ class Layer(nn.Module):
     x: Float[Array, "B T D"],
     mask: Mask,
     state: LayerState | None = None,
-  ) -> tuple[Float[Array, "B T U"], LayerState | None]:
+    sight: Sight | None = None,
+  ) -> tuple[tuple[Array, Array | None], LayerState | None]:
     """Reads a row behind a state, or a packed row from the start of each text.
+
+    Args:
+      x: the row.
+      mask: tells texts and padding.
+      state: of what was read before.
+      sight: of another text.
+
+    Returns:
+      what the units say, and what they saw ahead of that; and the new state.
 
     Raises:
       ValueError: rows are split over mesh.context.
@@ -97,7 +117,7 @@ class Layer(nn.Module):
     else:  # one text a row, and padding anywhere: it says nothing
       before = state.state[:, :, 0]
       starts, moves = jnp.zeros_like(segments), segments
-    said_BTU, after = scan(
+    (said_BTU, seen), after = scan(
       cell,
       read_BTJU,
       lambda said: _hear(said, w, bias, self.dtype),
@@ -105,12 +125,14 @@ class Layer(nn.Module):
       moves.astype(bool),
       before,
       backward=self.backward,
+      sight=sight,
     )
     said_BTU = constrain(
       said_BTU.astype(self.dtype), "batch", "length", "act_heads"
     )
-    kept = None if state is None else LayerState({}, after[:, :, None])
-    return said_BTU, kept
+    if state is not None:
+      state = state.replace(state=after[:, :, None])
+    return (said_BTU, seen), state
 
   def _weights(
     self, cell: Cell, x: Float[Array, "B T D"]
@@ -172,8 +194,9 @@ def scan(
   state: Float[Array, "B U S"],
   *,
   backward: bool = False,
-) -> tuple[Float[Array, "B T U"], Float[Array, "B U S"]]:
-  """What the units say at every token, and what they keep at last; fp32.
+  sight: Sight | None = None,
+) -> tuple[tuple[Array, Array | None], Float[Array, "B U S"]]:
+  """What the units say and saw at every token, what they keep at last; fp32.
 
   Args:
     cell: of the layer.
@@ -183,16 +206,24 @@ def scan(
     moves: at other tokens nothing changes.
     state: ahead of the row.
     backward: from the last token to the first.
+    sight: of another text.
   """
 
   def step(state, token):
-    read_BJU, start_B, moves_B = token
+    read_BJU, start_B, moves_B, visible = token
     state = jnp.where(start_B[:, None, None], 0.0, state)
+    context = None
+    if sight is not None:
+      context, more = sight.look(state[..., 0], visible)
+      read_BJU += more
     new = cell.step(read_BJU, hear(state[..., 0]), state)
     state = jnp.where(moves_B[:, None, None], new, state)
     state = constrain(state, "batch", "act_heads", None)
-    return state, state[..., 0]
+    return state, (state[..., 0], context)
 
-  tokens = jax.tree.map(lambda x: x.swapaxes(0, 1), (read, starts, moves))
-  state, said = jax.lax.scan(step, state, tokens, reverse=backward)
-  return said.swapaxes(0, 1), state
+  visible = None if sight is None else sight.visible
+  tokens = jax.tree.map(
+    lambda x: x.swapaxes(0, 1), (read, starts, moves, visible)
+  )
+  state, found = jax.lax.scan(step, state, tokens, reverse=backward)
+  return jax.tree.map(lambda x: x.swapaxes(0, 1), found), state

@@ -19,6 +19,7 @@ from models import (
   llama,
   mixtral,
   rnn,
+  rnnsearch,
   sampling,
 )
 from models.layers import latent, moe, position, stack
@@ -86,6 +87,10 @@ CONFIGS |= {
     dtype="float32",
   )
   for cell in ("lstm", "gru")
+} | {
+  "rnnsearch": rnnsearch.Config(
+    vocab_size=64, d_model=16, n_layers=2, max_length=64, dtype="float32"
+  )
 }  # fmt: skip
 # One of every mechanism; those that share all of theirs with another are slow.
 _OTHERS = {

@@ -121,7 +121,7 @@ PRESETS = {
   for family in families.FAMILIES.values()
   for name, preset in fields.presets(family).items()
 }
-OURS = {"3m", "15m", "110m", "9m", "5m", "1m"}
+OURS = {"3m", "4m", "15m", "110m", "9m", "5m", "1m"}
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -89,7 +89,7 @@ def test_a_text_that_is_read_backward_is_the_turned_text_read_forward():
       jnp.ones(segments.shape, bool),
       jnp.zeros((len(read), 3, 2)),
       backward=backward,
-    )[0]
+    )[0][0]
 
   turned = said(read[:, ::-1], segments[:, ::-1], False)[:, ::-1]
   np.testing.assert_array_equal(said(read, segments, True), turned)
