@@ -28,7 +28,9 @@ class Config:
   max_length: position.Length = 2048  # tokens; the longest text it shall read
   tied: bool = True  # the output head is the embedding; not in 1409.2329
   dropout: Fraction = 0.0  # on embeddings and what each layer says
-  dtype: stack.Dtype = "bfloat16"  # of the products; states are fp32
+  dtype: stack.Dtype = (
+    "bfloat16"  # of products of all tokens; in time it is fp32
+  )
   remat: stack.Remat = "none"  # what the backward pass finds saved
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 

@@ -38,7 +38,9 @@ class Config:
   tied: bool = False  # the output head is the embedding
   start_id: Natural = 1  # that a written text begins with
   dropout: Fraction = 0.0  # on embeddings and what each layer says
-  dtype: stack.Dtype = "bfloat16"  # of the products; states are fp32
+  dtype: stack.Dtype = (
+    "bfloat16"  # of products of all tokens; in time it is fp32
+  )
   remat: stack.Remat = "none"  # what the backward pass finds saved
   scanned: bool = True  # one compiled layer; False unrolls, for decoding
 

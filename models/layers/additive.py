@@ -16,7 +16,7 @@ from models.cache import LayerCache
 from models.layers.dense import vector, weight
 from models.layers.mask import Mask
 from models.layers.recurrent import Sight
-from models.weights import einsum
+from models.weights import Weight, einsum
 from sharding.rules import constrain
 
 _UNSEEN = -1e30  # a token of padding sees nothing, and must not become NaN
@@ -48,19 +48,23 @@ class Additive(nn.Module):
       keys, values = memory.keys[:, 0], memory.values[:, 0]
     else:
       keys = einsum(
-        "BSD,DA->BSA", memory, self._matrix("k", memory.shape[-1]), self.dtype
+        "BSD,DA->BSA",
+        memory,
+        self._matrix("k", memory.shape[-1], self.dtype),
+        self.dtype,
       )
       keys = constrain(keys, "batch", "length", "act_heads")
       values = memory
     width = values.shape[-1]
-    w_q = self._matrix("q", self.n_units)
+    f32 = jnp.dtype(jnp.float32)  # of what goes on in time
+    w_q = self._matrix("q", self.n_units, f32)
     w_context = weight(
       self,
       "context",
       (width, self.n_read, self.n_units),
       ("embed", "gates", "heads"),
       width**-0.5,
-      dtype=self.dtype,
+      dtype=f32,
     )
     score = vector(self, "score", (self.n_units,), ("heads",), _spread)
 
@@ -68,13 +72,12 @@ class Additive(nn.Module):
     def look(
       said: Float[Array, "B U"], visible: Bool[Array, "B S"]
     ) -> tuple[Float[Array, "B D"], Float[Array, "B J U"]]:
-      f32 = jnp.float32
-      query_BA = einsum("BD,DA->BA", said, w_q, self.dtype, f32)
+      query_BA = einsum("BD,DA->BA", said, w_q, f32)
       hidden_BSA = jnp.tanh(query_BA[:, None] + keys.astype(f32))
       logits_BS = jnp.einsum("BSA,A->BS", hidden_BSA, score.astype(f32))
       shares_BS = jax.nn.softmax(jnp.where(visible, logits_BS, _UNSEEN))
       context_BD = jnp.einsum("BS,BSD->BD", shares_BS, values.astype(f32))
-      more = einsum("BD,DJU->BJU", context_BD, w_context, self.dtype, f32)
+      more = einsum("BD,DJU->BJU", context_BD, w_context, f32)
       return context_BD, more
 
     return (
@@ -82,9 +85,9 @@ class Additive(nn.Module):
       LayerCache(keys[:, None], values[:, None]),
     )
 
-  def _matrix(self, name: str, width: int) -> Array:
+  def _matrix(self, name: str, width: int, dtype: jnp.dtype) -> Weight:
     shape, axes = (width, self.n_units), ("embed", "heads")
-    return weight(self, name, shape, axes, width**-0.5, dtype=self.dtype)
+    return weight(self, name, shape, axes, width**-0.5, dtype=dtype)
 
 
 def _spread(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -4,6 +4,7 @@ Elman: Finding Structure in Time, 1990.  LSTM: Hochreiter and Schmidhuber, 1997,
 with the forget gate of Gers and others, 2000, which starts open (Jozefowicz and
 others, 2015).  GRU: arXiv 1406.1078, the reset behind the product, as in cuDNN.
 A layer may look at another text ahead of each token (models/layers/additive.py).
+What goes on in time is fp32, products too: in bf16 every token would round it.
 Extra letters: U units, J numbers that a unit reads (its gates and what it may
 take up), S numbers that a unit keeps, of which the first is what it says.
 """
@@ -120,7 +121,7 @@ class Layer(nn.Module):
     (said_BTU, seen), after = scan(
       cell,
       read_BTJU,
-      lambda said: _hear(said, w, bias, self.dtype),
+      lambda said: _hear(said, w, bias),
       starts.astype(bool),
       moves.astype(bool),
       before,
@@ -140,7 +141,7 @@ class Layer(nn.Module):
     """What every token says, for all tokens at once, and the other matrix."""
     inner, axes = (cell.n_read, self.n_units), ("gates", "heads")
 
-    def matrix(name, width):
+    def matrix(name, width, dtype):
       # Everything that a unit sums up has a variance of its inputs' size.
       return weight(
         self,
@@ -148,13 +149,13 @@ class Layer(nn.Module):
         (width, *inner),
         ("embed", *axes),
         width**-0.5,
-        dtype=self.dtype,
+        dtype=dtype,
       )
 
     read = einsum(
       "BTD,DJU->BTJU",
       x,
-      matrix("input", x.shape[-1]),
+      matrix("input", x.shape[-1], self.dtype),
       self.dtype,
       jnp.float32,
     )
@@ -164,13 +165,13 @@ class Layer(nn.Module):
     bias = vector(self, "bias", inner, axes, start)
     read += bias.astype(jnp.float32)[None, None]
     read = constrain(read, "batch", "length", None, "act_heads")
-    return read, matrix("state", self.n_units)
+    return read, matrix("state", self.n_units, jnp.dtype(jnp.float32))
 
 
 def _hear(
-  said: Float[Array, "B U"], w: Weight, bias: Weight | None, dtype: jnp.dtype
+  said: Float[Array, "B U"], w: Weight, bias: Weight | None
 ) -> Float[Array, "B J U"]:
-  r = einsum("BD,DJU->BJU", said, w, dtype, jnp.float32)
+  r = einsum("BD,DJU->BJU", said, w, jnp.dtype(jnp.float32))
   if bias is not None:
     r = r.at[:, 2].add(bias.astype(jnp.float32)[None])
   return r
