@@ -2,7 +2,8 @@
 
 Pennington and others, 2014, as their program: weighted least squares over the
 pairs that occur, AdaGrad, and the sum of both vectors of a word in the end. The
-last column of a row is its bias.
+last column of a row is its bias. Deviation: lr falls to nothing, where theirs
+stays.
 """
 
 import dataclasses
