@@ -60,7 +60,12 @@ setuptools.setup(
   install_requires=CORE,
   extras_require={
     "test": TEST,
-    "parity": ["torch==2.13.0", "transformers>=5.23,<6", "gguf>=0.19"],
+    "parity": [
+      "torch==2.13.0",
+      "transformers>=5.23,<6",
+      "gensim>=4.4",
+      "gguf>=0.19",
+    ],
     "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "search": ["optuna>=5.0"],

@@ -72,8 +72,18 @@ _BUFFERS = (r".*rotary_emb\.inv_freq", r".*\.position_ids")
 
 
 def of(config: families.Config) -> ModuleType:
-  """The names of a config's family."""
-  return FAMILIES[families.name(config)]
+  """The names of a config's family.
+
+  Raises:
+    ValueError: transformers has no such models.
+  """
+  name = families.name(config)
+  if name not in FAMILIES:
+    raise ValueError(
+      f"model.name={name}: transformers has no such models. It knows "
+      f"{', '.join(FAMILIES)}."
+    )
+  return FAMILIES[name]
 
 
 def rows(config: families.Config) -> tuple[Row, ...]:

@@ -39,10 +39,23 @@ class LayerCache:
 @typing.no_type_check
 @flax.struct.dataclass
 class LayerState:
-  """What one layer keeps that has no keys and values: see layers/ssm.py."""
+  """What one layer keeps that has no keys and values.
+
+  See layers/ssm.py and layers/recurrent.py.
+  """
 
   inputs: dict[str, Float[Array, "B I N H"]]  # of the last tokens
   state: Float[Array, "B N H S"]
+  source: LayerCache | None = None  # of another text, read once and whole
+
+
+class Memory(typing.NamedTuple):
+  """What a layer of a family has in the place of keys and values."""
+
+  inputs: dict[str, tuple[int, int]]  # of each of the last tokens
+  n_before: int  # how many of those
+  state: tuple[int, int, int]  # N, H and S of the state
+  n_flops: float  # of a token, where the state meets no parameter
 
 
 @typing.no_type_check
@@ -98,15 +111,15 @@ def empty(config: Any, n_rows: int, n_slots: int) -> Cache:
 
 def _no_state(config: Any, n_rows: int) -> LayerState:
   """That of a text of which nothing was read; states are fp32."""
-  shapes, n_before, d_state = config.state
+  memory: Memory = config.state
   inputs = {
     name: constrain(
-      jnp.zeros((n_rows, n_before, *shape), config.dtype),
+      jnp.zeros((n_rows, memory.n_before, *shape), config.dtype),
       *("batch", None, "act_heads" if name == "x" else None, None),
     )
-    for name, shape in shapes.items()
+    for name, shape in memory.inputs.items()
   }
-  state = jnp.zeros((n_rows, *shapes["x"], d_state), jnp.float32)
+  state = jnp.zeros((n_rows, *memory.state), jnp.float32)
   return LayerState(inputs, constrain(state, "batch", "act_heads", None, None))
 
 

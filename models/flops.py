@@ -37,14 +37,16 @@ def forward_per_token(
   for i in range(config.n_layers):
     kind = config.pattern[i % len(config.pattern)]
     if kind == "state":
-      attention += _state(config)
+      attention += config.state.n_flops
       continue
     attention += _attention(config, n_seen(config, kind, length))
   if not source_length:
     return 2 * n_matmul_params(config) + attention
   n_read = _n_matmul(config, is_ahead=False, reads=True)
   share = source_length / length
-  n_layers = config.n_layers + share * config.n_encoder_layers
+  n_layers = config.n_layers
+  if "state" not in config.pattern:  # else the encoder has no attention
+    n_layers += share * config.n_encoder_layers
   attention += n_layers * _attention(config, float(source_length))
   n_written = n_matmul_params(config) - n_read
   return 2 * (n_written + share * n_read) + attention
@@ -78,12 +80,6 @@ def train_per_token(
     forward += 2 * _n_matmul(config, is_ahead=True)
     forward += _attention(config, length / 2)
   return 3 * forward
-
-
-def _state(config: families.Config) -> float:
-  """FLOPs per token of a layer: a state is added to, and read."""
-  _, _, d_state = config.state
-  return 4.0 * config.n_heads * config.d_head * d_state
 
 
 def _attention(config: families.Config, n_seen: float) -> float:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Epsilon, Fraction
-from models.cache import LayerState
+from models.cache import LayerState, Memory
 from models.layers import decoder, position, ssm, stack
 
 
@@ -46,14 +46,18 @@ class Config:
   window = None
 
   @property
-  def state(self) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """What decoding keeps: inputs of the convolution, how many, and the width
-    of a head's state.
-    """
+  def state(self) -> Memory:
+    """What decoding keeps: inputs of the convolution, and a state per head."""
     m = self.mixer
     groups = (m.n_groups, m.d_state)
     heads = (self.n_heads, self.d_head)
-    return {"x": heads, "b": groups, "c": groups}, m.n_taps - 1, m.d_state
+    return Memory(
+      {"x": heads, "b": groups, "c": groups},
+      m.n_taps - 1,
+      (*heads, m.d_state),
+      # It is added to, and read.
+      n_flops=4.0 * self.n_heads * self.d_head * m.d_state,
+    )
 
 
 class Block(decoder.Block):

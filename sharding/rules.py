@@ -34,6 +34,7 @@ _WHOLE: Table = {
   "heads": (),
   "kv_heads": (),
   "head": (),
+  "gates": (),  # matrices of a recurrent layer, side by side
   "mlp": (),
   "vocab": (),
   "position": (),

@@ -108,10 +108,14 @@ class Verdict:
 
 
 def pages() -> dict[str, Page]:
-  """Every page that is shipped, and with each other class the first it fits."""
+  """Every page that is shipped, and with each other class the first it fits.
+
+  Pages that begin from a checkpoint, or train other things, are left out.
+  """
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
-    if "def get_config(" in path.read_text():
+    text = path.read_text()
+    if "def get_config(" in text and "python -m train.pretrain" in text:
       found[path.stem] = door.read(path)
   begun = {name: found[name] for name in _BEGUN}
   for section, choice in pretrain.SECTIONS.items():

@@ -82,6 +82,7 @@ class Model(nn.Module):
 
   config: Any
   block: type[nn.Module] = Block
+  embed_std: float = 0.02
 
   @nn.compact
   def __call__(
@@ -94,7 +95,7 @@ class Model(nn.Module):
     prefix: Int[Array, "B T"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
     c = self.config
-    table = Table(c.vocab_size, c.d_model, name="embed")()
+    table = Table(c.vocab_size, c.d_model, std=self.embed_std, name="embed")()
     if not c.tied:
       Table(c.vocab_size, c.d_model, name="head")()
     x = lookup(table, tokens, jnp.dtype(c.dtype))

@@ -47,6 +47,7 @@ def forward(config: families.Config) -> families.Config:
 PRESETS = {
   f"{family}/{name}": preset
   for family, cls in families.FAMILIES.items()
+  if family in catalogue.FAMILIES
   for name, preset in fields.presets(cls).items()
 }
 BOTH_WAYS = {

@@ -11,7 +11,17 @@ from jax import numpy as jnp
 
 from benchmarks.parity import cases
 from models import cache as caches
-from models import decode, deepseek, families, gpt, llama, mixtral, sampling
+from models import (
+  decode,
+  deepseek,
+  families,
+  gpt,
+  llama,
+  mixtral,
+  rnn,
+  rnnsearch,
+  sampling,
+)
 from models.layers import latent, moe, position, stack
 from sharding import mesh, rules
 
@@ -71,6 +81,17 @@ CONFIGS = {
     dtype="float32",
   ),
 }
+CONFIGS |= {
+  cell: rnn.Config(
+    vocab_size=64, cell=cell, d_model=16, n_layers=2, max_length=64,
+    dtype="float32",
+  )
+  for cell in ("lstm", "gru")
+} | {
+  "rnnsearch": rnnsearch.Config(
+    vocab_size=64, d_model=16, n_layers=2, max_length=64, dtype="float32"
+  )
+}  # fmt: skip
 # One of every mechanism; those that share all of theirs with another are slow.
 _OTHERS = {
   name: dataclasses.replace(config, vocab_size=64, max_length=64)

@@ -100,6 +100,8 @@ N_PARAMS = {
   "mamba2_1_3b": 1_343_757_312,
   "mamba2_2_7b": 2_702_599_680,
   "codestral_mamba_7b": 7_285_403_648,
+  "zaremba_medium": 19_765_200,
+  "zaremba_large": 66_012_000,
   "t5_small": 60_506_624,
   "t5_base": 222_903_552,
   "t5_large": 737_668_096,
@@ -119,7 +121,7 @@ PRESETS = {
   for family in families.FAMILIES.values()
   for name, preset in fields.presets(family).items()
 }
-OURS = {"3m", "15m", "110m", "9m", "5m", "1m"}
+OURS = {"3m", "4m", "15m", "110m", "9m", "5m", "1m"}
 
 
 @pytest.mark.parametrize("name", PRESETS)

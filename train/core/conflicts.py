@@ -120,6 +120,16 @@ def _columns(batch, model, layout):
   context.check(layout, length=batch.length, n_kv_heads=n_kv_heads)
 
 
+def _states(model, layout):
+  n_parts = context.size(layout)
+  if n_parts > 1 and "state" in model.pattern:
+    raise ValueError(
+      f"mesh.context={n_parts} splits rows, and the states of "
+      f"{families.name(model)} go from token to token: give mesh.context=1, and "
+      "split widths (mesh.tensor) instead."
+    )
+
+
 def _parts(batch, train, layout):
   n_shards = layout.n_batch_shards
   if batch.size // n_shards % train.n_micro:
@@ -328,7 +338,7 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _noise, _start, _split, _ids, _rows, _columns, _parts, _stages,
-  _passes, _sizes, _ahead, _asked, _mask, _pairs, _written, _optimizer, _rounds,
-  _streamed, _measured, _samples,
+  _length, _noise, _start, _split, _ids, _rows, _columns, _states, _parts,
+  _stages, _passes, _sizes, _ahead, _asked, _mask, _pairs, _written, _optimizer,
+  _rounds, _streamed, _measured, _samples,
 )  # fmt: skip

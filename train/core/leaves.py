@@ -17,7 +17,9 @@ Names = tuple[str | None, ...]  # one logical name per dim
 Dims = tuple[int, ...]
 Axes = Any  # a tree like the parameters, of tuples of logical names
 
-COPIES = frozenset({"layers", "experts"})  # dims that list whole weights
+COPIES = frozenset(
+  {"layers", "experts", "gates"}
+)  # dims that list whole weights
 ROWS = frozenset({"vocab", "position"})  # dims that an id picks from
 UNTRAINED = frozenset({"balance"})  # dims that a load moves, and no gradient
 
