@@ -228,7 +228,7 @@ def read(spec: os.PathLike | str) -> dict[str, Any]:
     hint = f"nearest there: {near[0]}" if near else "nothing lies there"
     raise ValueError(f"there is no file {path}; {hint}.")
   if path.suffix == ".py":
-    return _run_page(path, arg)
+    return run_page(path, arg)[1]
   try:
     page = dict(json.loads(path.read_text()))
   except (ValueError, TypeError, OSError) as error:
@@ -255,11 +255,21 @@ def _digest(settings: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run_page(path: epath.Path, arg: str) -> dict[str, Any]:
-  """Calls get_config of a page; what fails in it is told with its line."""
+def run_page(
+  path: epath.Path, arg: str, name: str = "get_config"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Runs a page and calls a function of it.
+
+  Returns:
+    All names of the page, and what the function gave, as plain data.
+
+  Raises:
+    ValueError: what fails in it, told with its line.
+  """
   try:
-    get_config = runpy.run_path(str(path))["get_config"]
-    return (get_config(arg) if arg else get_config()).to_dict()
+    names = runpy.run_path(str(path))
+    page = names[name](arg) if arg else names[name]()
+    return names, page.to_dict()
   except Exception as error:
     frames = traceback.walk_tb(error.__traceback__)
     lines = [n for f, n in frames if f.f_code.co_filename == str(path)]

@@ -5,6 +5,13 @@
 --workdir is a run, whose newest checkpoint is taken, or a checkpoint, which is
 enough by itself: its text is prepared again where no store lies beside it. The
 figures go to the terminal and, for a run, to WORKDIR/evaluation.json.
+
+    python -m train.evaluate --workdir=runs/smollm2 --out=runs/figures \
+      --task=configs/tasks/piqa.py:rows=piqa.jsonl
+
+measures tasks instead; --task may be repeated. Each leaves TITLE.json and a
+record for each item in --out (for a run, WORKDIR/evaluation by default), beside
+report.md of all that lies there. Killed and started again, it goes on.
 """
 
 import contextlib
@@ -14,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
+from absl import flags
 from etils import epath
 
 from configs import door
@@ -22,8 +30,13 @@ from data import tokenizer as tokenizers
 from models import checkpoint, families, sampling
 from sharding import mesh
 from train.core import conflicts, setup, track
-from train.evaluators import suite
+from train.evaluators import exam, subject, suite, table, task
 from train.objectives import choice
+
+_TASK = flags.DEFINE_multi_string(
+  "task", [], "page PATH.py[:arg] of configs/tasks/; may be repeated"
+)
+_OUT = flags.DEFINE_string("out", "", "where the results of tasks go")
 
 SECTIONS = {
   "model": families.FAMILIES,
@@ -42,6 +55,11 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   conflicts.check(config)
   path = checkpoint.find(workdir)
   door.agree(config, path, SECTIONS, ("model",), track.terminal().say)
+  if _TASK.value:
+    measure(config, workdir, path)
+    return
+  if _OUT.value:
+    raise ValueError("--out is where the results of --task go: give a task.")
   with _text_of(config, path) as (config, folder):
     s = setup.begin(config, folder)
     setup.check_tokenizer(path, s.store)
@@ -62,6 +80,30 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     tracker.say(f"  {name:<24}{value:12.4f}")
   if path != workdir and jax.process_index() == 0:
     (workdir / "evaluation.json").write_text(json.dumps(found, indent=1))
+
+
+def measure(config: door.Config, workdir: epath.Path, path: epath.Path) -> None:
+  """Asks all tasks, and reports."""
+  out = epath.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
+  if path in (out, *out.parents):
+    raise ValueError(
+      f"{path} is a checkpoint, which stays as it is: say by --out=DIR where the "
+      "results shall go."
+    )
+  tasks = [task.load(spec) for spec in _TASK.value]
+  if len({one.title for one in tasks}) < len(tasks):
+    raise ValueError(
+      f"--task: {', '.join(one.title for one in tasks)} are not all different; "
+      "give another --out for each."
+    )
+  who = subject.load(path, config.mesh, config.eval.batch_tokens)
+  say = track.terminal().say
+  say(f"asking {path}")
+  results = {one.title: exam.sit(who, one, out, path) for one in tasks}
+  say(table.text(results))
+  everything = {title: result for title, (result, _) in exam.read(out).items()}
+  table.write(everything, out, str(path))
+  say(f"{out / 'report.md'}")
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ class Config:
   final: tuple[Name, ...] = ("perplexity", "samples")  # train.evaluate
   prompts: tuple[str, ...] = ("",)  # that samples continue
   n_python: Count = 20  # samples that `python` draws
+  batch_tokens: Count = 4096  # of a batch of a task's requests, with padding
 
   def __post_init__(self):
     fields.check(self)
