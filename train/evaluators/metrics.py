@@ -66,7 +66,7 @@ def over(name: str, records: Sequence[Record]) -> uncertainty.Statistic:
     key, turn = _PER[name]
     nll = -np.array([r["log_p"] for r in records], np.float64)
     count = np.array([r[key] for r in records], np.float64)
-    return lambda at: turn(nll[at].sum() / count[at].sum())
+    return lambda at: float(turn(nll[at].sum() / count[at].sum()))
   known = [*records[0]["scores"]]
   raise ValueError(
     f"metrics: {name!r} is not known of these items; of each of them there is "
@@ -132,8 +132,8 @@ def _by_sacrebleu(name: str, records: Sequence[Record]) -> Figure:
   draws = {"n_bootstrap": uncertainty.N_DRAWS} if many else {}
   score = metric.corpus_score(texts, references, **draws)
   # sacrebleu tells half of the 95 % interval.
-  spread = score._ci / 1.96 if many else math.nan
-  return Figure(score.score, spread, str(metric.get_signature()))
+  spread = float(score._ci / 1.96) if many else math.nan
+  return Figure(float(score.score), spread, str(metric.get_signature()))
 
 
 def rouge(reference: str, text: str) -> dict[str, float]:
