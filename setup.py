@@ -62,6 +62,8 @@ setuptools.setup(
     "test": TEST,
     "parity": ["torch==2.13.0", "transformers>=5.23,<6", "gguf>=0.19"],
     "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
+    "eval": ["rouge-score>=0.1.2", "sacrebleu>=2.6", "scikit-learn>=1.9"],
+    "lm-eval": ["lm-eval==0.4.13"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "tracking": ["mlflow-skinny>=3.5", "optuna>=4.5", "wandb>=0.22"],
     "plan": ["libtpu==0.0.42.*"],  # the TPU compilers, of jax 0.10.2

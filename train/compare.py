@@ -2,11 +2,23 @@
 
     python -m train.compare runs runs/first/evaluation runs/second/evaluation
 
-takes two --out folders of `train.evaluate --task=...` and tells, for every
+takes two --results folders of `train.evaluate --task=...` and tells, for every
 task and metric that both have, the difference on the same items: its paired
 bootstrap interval and p, and McNemar's exact p where an item is right or wrong.
+
+    python -m train.compare judge FIRST SECOND http://127.0.0.1:8000/v1 MODEL
+
+has MODEL, behind any OpenAI-compatible address (the key is OPENAI_API_KEY), read
+what both wrote in the same tasks, each pair in both orders; the verdicts go to
+SECOND/preferences.jsonl.
+
+    python -m train.compare rank preferences.jsonl
+
+tells who is stronger: Bradley-Terry with 95 % intervals, and Elo; the rows have
+a, b and winner (a, b or tie).
 """
 
+import json
 import sys
 from collections.abc import Callable
 
@@ -14,7 +26,9 @@ import numpy as np
 from etils import epath
 
 from configs import door
-from train.evaluators import exam, metrics, uncertainty
+from data import rows as tables
+from models import durable
+from train.evaluators import arena, exam, judge, metrics, uncertainty
 
 _ROW = "{:<24}  {:<18}  {:>9}  {:>9}  {:>10}  {:>21}  {:>8}  {:>8}"
 Row = tuple  # title, metric, first, second, difference, low, high, p, McNemar
@@ -63,7 +77,7 @@ def _compared(name, of_a, of_b) -> tuple:
   return (*values, found.value, found.low, found.high, found.p, p_mcnemar)
 
 
-def show(first: epath.Path, second: epath.Path) -> int:
+def show(first: str, second: str) -> int:
   """Prints the rows."""
   print(
     _ROW.format(
@@ -77,7 +91,9 @@ def show(first: epath.Path, second: epath.Path) -> int:
       "McNemar",
     )
   )
-  for title, name, a, b, value, low, high, p, exact in rows(first, second):
+  for title, name, a, b, value, low, high, p, exact in rows(
+    epath.Path(first), epath.Path(second)
+  ):
     print(
       _ROW.format(
         title,
@@ -93,7 +109,55 @@ def show(first: epath.Path, second: epath.Path) -> int:
   return 0
 
 
-VERBS: dict[str, tuple[Callable[..., int], int]] = {"runs": (show, 2)}
+def have_judged(first: str, second: str, address: str, model: str) -> int:
+  """Has a judge read all that both wrote.
+
+  Raises:
+    ValueError: neither wrote anything that the other did, too.
+  """
+  left, right = (exam.read(epath.Path(folder)) for folder in (first, second))
+  pairs = [
+    (a["prompt"], a["texts"][0], b["texts"][0])
+    for title in left
+    if title in right
+    for a, b in zip(left[title][1], right[title][1], strict=True)
+    if "texts" in a
+  ]
+  if not pairs:
+    raise ValueError(
+      f"{first} and {second} have no written answers to the same task: measure "
+      "one such as configs/tasks/gsm8k.py."
+    )
+  ask = judge.client(address, model)
+  verdicts = [judge.judge(ask, *pair) for pair in pairs]
+  lines = [
+    json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
+  ]
+  path = epath.Path(second) / "preferences.jsonl"
+  durable.write_text(path, "\n".join(lines) + "\n")
+  for name, value in judge.score(verdicts)._asdict().items():
+    print(f"{name:<10}{value:>6}")
+  print(path)
+  return 0
+
+
+def rank(path: str) -> int:
+  """Prints standings."""
+  played = arena.games(tables.read(path))
+  elo = arena.elo(played)
+  row = "{:<24}  {:>13}  {:>16}  {:>6}  {:>6}"
+  print(row.format("name", "Bradley-Terry", "95 % interval", "Elo", "games"))
+  for name, strength, low, high, n in arena.standings(played):
+    interval = f"{low:.0f} to {high:.0f}"
+    print(row.format(name, f"{strength:.0f}", interval, f"{elo[name]:.0f}", n))
+  return 0
+
+
+VERBS: dict[str, tuple[Callable[..., int], int]] = {
+  "runs": (show, 2),
+  "judge": (have_judged, 4),
+  "rank": (rank, 1),
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -105,9 +169,10 @@ def main(arguments: list[str]) -> int:
   act, n_words = VERBS.get(verb, (None, 0))
   if act is None or len(words) != n_words:
     raise ValueError(
-      f"expected `runs FIRST SECOND`, got {arguments}; --help says more."
+      "expected `runs FIRST SECOND`, `judge FIRST SECOND ADDRESS MODEL` or "
+      f"`rank FILE`, got {arguments}; --help says more."
     )
-  return act(*map(epath.Path, words))
+  return act(*words)
 
 
 if __name__ == "__main__":

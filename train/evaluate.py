@@ -6,11 +6,11 @@
 enough by itself: its text is prepared again where no store lies beside it. The
 figures go to the terminal and, for a run, to WORKDIR/evaluation.json.
 
-    python -m train.evaluate --workdir=runs/smollm2 --out=runs/figures \
+    python -m train.evaluate --workdir=runs/smollm2 --results=runs/figures \
       --task=configs/tasks/piqa.py:rows=piqa.jsonl
 
 measures tasks instead; --task may be repeated. Each leaves TITLE.json and a
-record for each item in --out (for a run, WORKDIR/evaluation by default), beside
+record for each item in --results (for a run, WORKDIR/evaluation by default), beside
 report.md of all that lies there. Killed and started again, it goes on.
 """
 
@@ -36,7 +36,7 @@ from train.objectives import choice
 _TASK = flags.DEFINE_multi_string(
   "task", [], "page PATH.py[:arg] of configs/tasks/; may be repeated"
 )
-_OUT = flags.DEFINE_string("out", "", "where the results of tasks go")
+_RESULTS = flags.DEFINE_string("results", "", "folder for what tasks come to")
 
 SECTIONS = {
   "model": families.FAMILIES,
@@ -58,8 +58,10 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   if _TASK.value:
     measure(config, workdir, path)
     return
-  if _OUT.value:
-    raise ValueError("--out is where the results of --task go: give a task.")
+  if _RESULTS.value:
+    raise ValueError(
+      "--results is where the results of --task go: give a task."
+    )
   with _text_of(config, path) as (config, folder):
     s = setup.begin(config, folder)
     setup.check_tokenizer(path, s.store)
@@ -84,10 +86,10 @@ def main(config: door.Config, workdir: epath.Path) -> None:
 
 def measure(config: door.Config, workdir: epath.Path, path: epath.Path) -> None:
   """Asks all tasks, and reports."""
-  out = epath.Path(_OUT.value) if _OUT.value else workdir / "evaluation"
+  out = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "evaluation"
   if path in (out, *out.parents):
     raise ValueError(
-      f"{path} is a checkpoint, which stays as it is: say by --out=DIR where the "
+      f"{path} is a checkpoint, which stays as it is: say by --results=DIR where the "
       "results shall go."
     )
   tasks = [task.load(spec) for spec in _TASK.value]

@@ -145,7 +145,7 @@ def run(page, tmp_path_factory):
 
 
 def measure(config, workdir, out, specs):
-  with flagsaver.flagsaver((evaluate._TASK, specs), (evaluate._OUT, out)):
+  with flagsaver.flagsaver((evaluate._TASK, specs), (evaluate._RESULTS, out)):
     evaluate.main(config, workdir)
 
 
@@ -196,7 +196,7 @@ def test_two_checkpoints_are_compared_on_the_same_items(
 def test_a_checkpoint_stays_as_it_is(run, spec):
   config, workdir = run
   path = workdir / "checkpoints" / "2"
-  with pytest.raises(ValueError, match="--out=DIR"):
+  with pytest.raises(ValueError, match="--results=DIR"):
     measure(config, path, "", [spec])
   with pytest.raises(ValueError, match="not all different"):
     measure(config, workdir, "", [spec, spec])

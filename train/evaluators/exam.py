@@ -135,7 +135,7 @@ def read(out: epath.Path) -> dict[str, tuple[Result, list[metrics.Record]]]:
   if not found:
     raise ValueError(
       f"{out} holds no results: measure a task first, python -m train.evaluate "
-      "--task=configs/tasks/TASK.py --out=..."
+      "--task=configs/tasks/TASK.py --results=..."
     )
   return found
 

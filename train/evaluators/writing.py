@@ -32,7 +32,8 @@ def ask(subject: Subject, task: Task, run: Run) -> list[dict[str, Any]]:
   for i, item in enumerate(task.items):
     own = slice(i * how.n_samples, (i + 1) * how.n_samples)
     record = grade(task, item, texts[own])
-    records.append({**record, "n_cut": sum(cut[own])})
+    prompt = task.prompts[i]
+    records.append({"prompt": prompt, **record, "n_cut": sum(cut[own])})
   return records
 
 
