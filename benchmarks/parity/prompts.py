@@ -26,11 +26,14 @@ def _choices(texts: str, labels: str = "ABCD") -> Row:
   return {"text": words, "label": list(labels[: len(words)])}
 
 
-_NOUNS = "stone river caf\u00e9 lantern hill bread cloud violin".split()
+# More of them than rows: no two rows are alike.
+_NOUNS = (
+  "stone river caf\u00e9 lantern hill bread cloud violin ship wool drum".split()
+)
 
 
 def _science(i: int) -> Row:
-  a, b, c, d = (_NOUNS[(i + k) % 8] for k in range(4))
+  a, b, c, d = (_NOUNS[(i + k) % 11] for k in range(4))
   return {
     "question_stem": f"A {a} by the {b} is most like a",
     "question": f"Which one rolls farther, the {a} or the {b}?",
@@ -40,7 +43,7 @@ def _science(i: int) -> Row:
 
 
 def _piqa(i: int) -> Row:
-  a, b = _NOUNS[i % 8], _NOUNS[(i + 3) % 8]
+  a, b = _NOUNS[i % 11], _NOUNS[(i + 3) % 11]
   return {
     "goal": f"To carry a {a}",
     "sol1": f"put it on a {b}, slowly.",
@@ -50,7 +53,7 @@ def _piqa(i: int) -> Row:
 
 
 def _hellaswag(i: int) -> Row:
-  a, b = _NOUNS[i % 8], _NOUNS[(i + 2) % 8]
+  a, b = _NOUNS[i % 11], _NOUNS[(i + 2) % 11]
   return {
     "activity_label": "Home and Garden",
     "ctx_a": f"[header] How to mend a {a} [title] Look at it. [step] A man",
@@ -66,13 +69,13 @@ def _hellaswag(i: int) -> Row:
 
 
 def _mmlu(i: int) -> Row:
-  words = [_NOUNS[(i + k) % 8] for k in range(4)]
-  question = f" What is above the {_NOUNS[(i + 5) % 8]}?\n"
+  words = [_NOUNS[(i + k) % 11] for k in range(4)]
+  question = f" What is above the {_NOUNS[(i + 5) % 11]}?\n"
   return {"question": question, "choices": words, "answer": (i * 3) % 4}
 
 
 def _common(i: int) -> Row:
-  words = [_NOUNS[(i + k) % 8] for k in range(5)]
+  words = [_NOUNS[(i + k) % 11] for k in range(5)]
   return {
     "question": f"Where would you find a {words[0]}? ",
     "choices": {"text": words, "label": list("ABCDE")},
@@ -81,7 +84,7 @@ def _common(i: int) -> Row:
 
 
 def _boolq(i: int) -> Row:
-  a, b = _NOUNS[i % 8], _NOUNS[(i + 1) % 8]
+  a, b = _NOUNS[i % 11], _NOUNS[(i + 1) % 11]
   return {
     "passage": f"The {a} lies under the {b}. It is heavy.",
     "question": f"is the {a} above the {b}",
@@ -90,7 +93,7 @@ def _boolq(i: int) -> Row:
 
 
 def _truthful(i: int) -> Row:
-  a, b, c = (_NOUNS[(i + k) % 8] for k in range(3))
+  a, b, c = (_NOUNS[(i + k) % 11] for k in range(3))
   many = [f"A {a}.", f"Perhaps a {a}.", f"A {b}.", f"A {c}, as all know."]
   return {
     "question": f"What falls from the sky, a {a} or a {b}?",
@@ -117,7 +120,7 @@ def _humaneval(i: int) -> Row:
 
 
 def _text(i: int) -> Row:
-  words = " ".join(_NOUNS[(i + k) % 8] for k in range(20 + 5 * i))
+  words = " ".join(_NOUNS[(i + k) % 11] for k in range(20 + 5 * i))
   return {"text": f"{words}.\n"}
 
 
@@ -179,6 +182,8 @@ TASKS = {
     (0,),
   ),
 }  # fmt: skip
+# Their acc_norm is by characters: what is ours is their acc_bytes.
+_BY_BYTES = ("openbookqa", "arc", "piqa", "hellaswag")
 N_ROWS, N_SHOTS = 4, 6
 
 
@@ -294,6 +299,9 @@ def _write(folder: pathlib.Path, name: str) -> None:
     },
     **changes,
   }
+  if name in _BY_BYTES:
+    measured = ("acc", "acc_norm", "acc_bytes")
+    settings["metric_list"] = [{"metric": metric} for metric in measured]
   for key in ("train", "validation", "test"):
     name_of_split = "training_split" if key == "train" else f"{key}_split"
     settings[name_of_split] = key if key in files else None

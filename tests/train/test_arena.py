@@ -68,7 +68,7 @@ def test_the_order_and_the_sides_of_games_change_nothing():
 
 
 def test_elo_follows_its_formula():
-  found = arena.elo([Game("x", "y", "a"), Game("y", "x", "tie")], k=32)
+  found = arena.elo([Game("x", "y", "a"), Game("y", "x", "tie")], k=32.0)
   # 1016 and 984; then y is expected 1 / (1 + 10^(32/400)) and gets a half.
   gain = 32 * (0.5 - 1 / (1 + 10 ** (32 / 400)))
   assert found == pytest.approx({"x": 1016 - gain, "y": 984 + gain})

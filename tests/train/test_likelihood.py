@@ -117,12 +117,12 @@ def test_what_is_likeliest_is_said_to_be(random_model):
   assert [a.greedy for a in likelihood.answer(who, asked)] == [True, False]
 
 
-class Pairs:
-  """A tokenizer that joins "is" with a space behind it, and has no other."""
+class Pairs(type(BYTES)):
+  """A tokenizer that joins a space with a P, i with s, and adds no BOS."""
 
-  start, bos_id, eos_id, end_ids = (), 1, 2, [2]
+  start = ()
 
-  def encode(self, text):
+  def encode(self, text: str) -> list[int]:
     found = []
     while text:
       n = 2 if text[:2] in (" P", "is") else 1
@@ -211,7 +211,7 @@ def planted(tiny, log_p_VV):
   n = tiny.vocab_size
   model = dataclasses.replace(tiny, d_model=n, n_layers=1)
   params = jax.tree.map(jnp.zeros_like, families.init(model, jax.random.key(0)))
-  params["embed"]["table"] = jnp.eye(n)
+  params["embed"]["table"] = 1000 * jnp.eye(n)  # the epsilon is lost in it
   params["norm"]["scale"] = jnp.ones(n)
   # The norm makes a one-hot vector sqrt(n) long.
   params["head"]["table"] = jnp.asarray(log_p_VV.T / np.sqrt(n), jnp.float32)

@@ -23,7 +23,7 @@ RUNS = [
 # Ours -> theirs.
 NAMES = {
   "acc": "acc",
-  "acc_norm": "acc_norm",
+  "acc_norm": "acc_bytes",
   "mass": "acc",
   "exact_match_strict": "exact_match,strict-match",
   "exact_match_strict_cot": "exact_match,strict-match",
@@ -101,6 +101,7 @@ def test_figures_are_those_of_lm_eval(name, n_shots, tmp_path):
   theirs = {
     key.removesuffix(",none"): value for key, value in run["figures"].items()
   }
+  theirs.pop("acc_norm", None)  # by characters
   compared = 0
   for ours, figure in found.items():
     if (key := NAMES.get(ours, ours)) in theirs:
@@ -119,11 +120,11 @@ def test_figures_of_the_fixture_are_not_all_alike():
   assert len({*found}) > 6 and any(0 < value < 1 for value in found)
 
 
-def numbers(n, **shots):
+def numbers(n_rows, **shots):
   config = task.Config(
     kind="choice", rows="-", metrics=("acc",), shots=task.Shots(**shots)
   )
-  rows = [{"i": i} for i in range(n)]
+  rows = [{"i": i} for i in range(n_rows)]
   return task.make("numbers", config, rows, _number), rows
 
 

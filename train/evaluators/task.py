@@ -157,7 +157,7 @@ def load(spec: str) -> Task:
   name, is_page, arg = spec.partition(".py:")
   path = epath.Path(f"{name}.py" if is_page else name)
   if not path.exists():
-    known = sorted(p.stem for p in path.parent.glob("*.py"))
+    known = sorted(p.stem for p in path.parent.glob("[a-z]*.py"))
     raise ValueError(
       f"--task={spec}: there is no {path}; beside it lie {', '.join(known)}."
     )
