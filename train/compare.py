@@ -22,59 +22,14 @@ import json
 import sys
 from collections.abc import Callable
 
-import numpy as np
 from etils import epath
 
 from configs import door
 from data import rows as tables
 from models import durable
-from train.evaluators import arena, exam, judge, metrics, uncertainty
+from train.evaluators import arena, exam, judge, pairs
 
 _ROW = "{:<24}  {:<18}  {:>9}  {:>9}  {:>10}  {:>21}  {:>8}  {:>8}"
-Row = tuple  # title, metric, first, second, difference, low, high, p, McNemar
-
-
-def rows(first: epath.Path, second: epath.Path) -> list[Row]:
-  """A row for every metric of every task that both have.
-
-  Raises:
-    ValueError: they have no task in common, or one with other items.
-  """
-  left, right = exam.read(first), exam.read(second)
-  common = [title for title in left if title in right]
-  if not common:
-    raise ValueError(
-      f"{first} has {', '.join(left)} and {second} {', '.join(right)}: nothing "
-      "to compare."
-    )
-  found = []
-  for title in common:
-    (a, of_a), (b, of_b) = left[title], right[title]
-    if a["task_digest"] != b["task_digest"]:
-      raise ValueError(
-        f"{title} of {first} and of {second} are not the same items, prompts "
-        "or settings: measure one of them again."
-      )
-    for name in a["metrics"]:
-      if name in ("bleu", "chrf"):  # sacrebleu compares systems itself
-        continue
-      found.append((title, name, *_compared(name, of_a, of_b)))
-  return found
-
-
-def _compared(name, of_a, of_b) -> tuple:
-  sides = [metrics.over(name, records) for records in (of_a, of_b)]
-  everything = np.arange(len(of_a))
-  found = uncertainty.paired(*sides, len(of_a))
-  p_mcnemar = None
-  if name in of_a[0]["scores"]:
-    scores = [
-      np.array([r["scores"][name] for r in records]) for records in (of_a, of_b)
-    ]
-    if {0.0, 1.0} >= {*np.concatenate(scores).tolist()}:
-      p_mcnemar = uncertainty.mcnemar(*scores)
-  values = [side(everything) for side in sides]
-  return (*values, found.value, found.low, found.high, found.p, p_mcnemar)
 
 
 def show(first: str, second: str) -> int:
@@ -91,7 +46,7 @@ def show(first: str, second: str) -> int:
       "McNemar",
     )
   )
-  for title, name, a, b, value, low, high, p, exact in rows(
+  for title, name, a, b, value, low, high, p, exact in pairs.rows(
     epath.Path(first), epath.Path(second)
   ):
     print(
@@ -116,20 +71,20 @@ def have_judged(first: str, second: str, address: str, model: str) -> int:
     ValueError: neither wrote anything that the other did, too.
   """
   left, right = (exam.read(epath.Path(folder)) for folder in (first, second))
-  pairs = [
+  written = [
     (a["prompt"], a["texts"][0], b["texts"][0])
     for title in left
     if title in right
     for a, b in zip(left[title][1], right[title][1], strict=True)
     if "texts" in a
   ]
-  if not pairs:
+  if not written:
     raise ValueError(
       f"{first} and {second} have no written answers to the same task: measure "
       "one such as configs/tasks/gsm8k.py."
     )
   ask = judge.client(address, model)
-  verdicts = [judge.judge(ask, *pair) for pair in pairs]
+  verdicts = [judge.judge(ask, *pair) for pair in written]
   lines = [
     json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
   ]

@@ -30,7 +30,7 @@ from data import tokenizer as tokenizers
 from models import checkpoint, families, sampling
 from sharding import mesh
 from train.core import conflicts, setup, track
-from train.evaluators import exam, subject, suite, table, task
+from train.evaluators import session, suite
 from train.objectives import choice
 
 _TASK = flags.DEFINE_multi_string(
@@ -56,7 +56,8 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   path = checkpoint.find(workdir)
   door.agree(config, path, SECTIONS, ("model",), track.terminal().say)
   if _TASK.value:
-    measure(config, workdir, path)
+    out = epath.Path(_RESULTS.value) if _RESULTS.value else None
+    session.measure(config, workdir, out, _TASK.value, track.terminal().say)
     return
   if _RESULTS.value:
     raise ValueError(
@@ -82,30 +83,6 @@ def main(config: door.Config, workdir: epath.Path) -> None:
     tracker.say(f"  {name:<24}{value:12.4f}")
   if path != workdir and jax.process_index() == 0:
     (workdir / "evaluation.json").write_text(json.dumps(found, indent=1))
-
-
-def measure(config: door.Config, workdir: epath.Path, path: epath.Path) -> None:
-  """Asks all tasks, and reports."""
-  out = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "evaluation"
-  if path in (out, *out.parents):
-    raise ValueError(
-      f"{path} is a checkpoint, which stays as it is: say by --results=DIR where the "
-      "results shall go."
-    )
-  tasks = [task.load(spec) for spec in _TASK.value]
-  if len({one.title for one in tasks}) < len(tasks):
-    raise ValueError(
-      f"--task: {', '.join(one.title for one in tasks)} are not all different; "
-      "give another --out for each."
-    )
-  who = subject.load(path, config.mesh, config.eval.batch_tokens)
-  say = track.terminal().say
-  say(f"asking {path}")
-  results = {one.title: exam.sit(who, one, out, path) for one in tasks}
-  say(table.text(results))
-  everything = {title: result for title, (result, _) in exam.read(out).items()}
-  table.write(everything, out, str(path))
-  say(f"{out / 'report.md'}")
 
 
 @contextlib.contextmanager
