@@ -29,38 +29,10 @@ from data import rows as tables
 from models import durable
 from train.evaluators import arena, exam, judge, pairs
 
-_ROW = "{:<24}  {:<18}  {:>9}  {:>9}  {:>10}  {:>21}  {:>8}  {:>8}"
-
 
 def show(first: str, second: str) -> int:
   """Prints the rows."""
-  print(
-    _ROW.format(
-      "task",
-      "metric",
-      "first",
-      "second",
-      "difference",
-      "95 % interval",
-      "p",
-      "McNemar",
-    )
-  )
-  for title, name, a, b, value, low, high, p, exact in pairs.rows(
-    epath.Path(first), epath.Path(second)
-  ):
-    print(
-      _ROW.format(
-        title,
-        name,
-        f"{a:.4f}",
-        f"{b:.4f}",
-        f"{value:+.4f}",
-        f"{low:+.4f} to {high:+.4f}",
-        f"{p:.4f}",
-        "" if exact is None else f"{exact:.4f}",
-      )
-    )
+  print(pairs.text(pairs.rows(epath.Path(first), epath.Path(second))))
   return 0
 
 

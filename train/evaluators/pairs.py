@@ -1,5 +1,6 @@
 """Two checkpoints on the same items: how far apart, and is it chance?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,11 @@ from etils import epath
 
 from train.evaluators import exam, metrics, uncertainty
 
+_LINE = "{:<24}  {:<18}  {:>9}  {:>9}  {:>10}  {:>21}  {:>8}  {:>8}"
+_HEAD = (
+  *("task", "metric", "first", "second"),
+  *("difference", "95 % interval", "p", "McNemar"),
+)
 # Title, metric, first, second, difference, low, high, p, McNemar's p or None.
 Row = tuple[Any, ...]
 
@@ -52,3 +58,14 @@ def _compared(name, of_a, of_b) -> tuple:
       p_mcnemar = uncertainty.mcnemar(*scores)
   values = [side(everything) for side in sides]
   return (*values, found.value, found.low, found.high, found.p, p_mcnemar)
+
+
+def text(found: Sequence[Row]) -> str:
+  """The table of rows for a terminal."""
+  lines = [_LINE.format(*_HEAD)]
+  for title, name, a, b, value, low, high, p, exact in found:
+    told = [f"{a:.4f}", f"{b:.4f}", f"{value:+.4f}"]
+    told += [f"{low:+.4f} to {high:+.4f}", f"{p:.4f}"]
+    told.append("" if exact is None else f"{exact:.4f}")
+    lines.append(_LINE.format(title, name, *told))
+  return "\n".join(lines)
