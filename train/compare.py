@@ -1,18 +1,18 @@
 """Compares: two checkpoints on the same items, by a judge, by preferences.
 
-    python -m train.compare runs runs/first/evaluation runs/second/evaluation
+    python -m train.compare runs runs/figures runs/others
 
 takes two --results folders of `train.evaluate --task=...` and tells, for every
 task and metric that both have, the difference on the same items: its paired
 bootstrap interval and p, and McNemar's exact p where an item is right or wrong.
 
-    python -m train.compare judge FIRST SECOND http://127.0.0.1:8000/v1 MODEL
+    python -m train.compare judge runs/figures runs/others http://127.0.0.1:8000/v1 MODEL
 
 has MODEL, behind any OpenAI-compatible address (the key is OPENAI_API_KEY), read
 what both wrote in the same tasks, each pair in both orders; the verdicts go to
-SECOND/preferences.jsonl.
+preferences.jsonl in the second folder.
 
-    python -m train.compare rank preferences.jsonl
+    python -m train.compare rank runs/others/preferences.jsonl
 
 tells who is stronger: Bradley-Terry with 95 % intervals, and Elo; the rows have
 a, b and winner (a, b or tie).
