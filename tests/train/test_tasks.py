@@ -5,7 +5,6 @@ The fixture is made by benchmarks/parity/prompts.py.
 
 import json
 import pathlib
-import random
 import re
 
 import pytest
@@ -203,7 +202,7 @@ def test_a_page_says_how_it_is_asked(path):
 def test_mistakes_are_told(tmp_path):
   rows = jsonl(tmp_path / "rows.jsonl", [{"goal": "g", "sol1": "a"}])
   page = f"{ROOT}/configs/tasks/piqa.py:rows={rows}"
-  with pytest.raises(ValueError, match="row 0 .* piqa.py .* KeyError: 'sol2'"):
+  with pytest.raises(ValueError, match="row 0 .*piqa.py .*KeyError: 'sol2'"):
     task.load(page)
   with pytest.raises(ValueError, match="no .*/piqa2.py; beside it lie arc, "):
     task.load(f"{ROOT}/configs/tasks/piqa2.py")
@@ -215,10 +214,3 @@ def test_mistakes_are_told(tmp_path):
     task.Writing(n_samples=3)
   with pytest.raises(ValueError, match=r"right=\(2,\) names options"):
     task.Item(prompt="", options=("a", "b"), right=(2,))
-
-
-def test_draws_do_not_touch_other_randomness():
-  random.seed(1)
-  state = random.getstate()
-  numbers(9, n=3)
-  assert random.getstate() == state
