@@ -67,6 +67,8 @@ setuptools.setup(
       "gguf>=0.19",
     ],
     "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
+    "eval": ["rouge-score>=0.1.2", "sacrebleu>=2.6", "scikit-learn>=1.9"],
+    "lm-eval": ["lm-eval==0.4.13"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "search": ["optuna>=5.0"],
     "tracking": ["mlflow-skinny>=3.5", "wandb>=0.22"],

@@ -24,6 +24,11 @@ def base() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({name: {} for name in SECTIONS}).lock()
 
 
+def task(**values: Any) -> ml_collections.ConfigDict:
+  """Gives the page of a task: train/evaluators/task.py has the fields."""
+  return ml_collections.ConfigDict(values).lock()
+
+
 def preset(family: str, name: str, **changes: Any) -> Override:
   """Gives the model section: a preset of a family and what is changed."""
   return dict(name=family, preset=name, **changes)

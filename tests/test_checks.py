@@ -39,6 +39,14 @@ PROMISES = {
   "D14": "every planted leak of a benchmark is found",
   "D15": "tokenizers equal their libraries; decode(encode(x)) == x",
   "D16": "preparing that is killed goes on to the same bytes",
+  "E1": "prompts are lm-eval's, byte for byte",
+  "E2": "context and continuation are read together; one BOS; cuts are said",
+  "E3": "multiple choice: acc, acc_norm by bytes; letters and texts apart",
+  "E4": "likelihoods: the same for any batch, mesh, padding; windows, strides",
+  "E5": "BLEU, chrF and ROUGE are their tools', with the signature",
+  "E6": "examples are fixed, and never the item",
+  "E7": "the bootstrap's standard error covers 95 %",
+  "E8": "killed and started again: the same final JSON",
   "N1": "attention, in every variant, is its definition in float64",
   "N2": "gradients of every layer are differences",
   "N3": "rows that see nothing are zero and move nothing",
@@ -97,7 +105,7 @@ def named() -> set[str]:
     nodes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     for node in (tree, *nodes):
       doc = ast.get_docstring(node) or ""
-      found |= set(re.findall(r"\b[CDNST]\d{1,2}\b", doc))
+      found |= set(re.findall(r"\b[CDENST]\d{1,2}\b", doc))
   return found
 
 

@@ -5,6 +5,13 @@
 --workdir is a run, whose newest checkpoint is taken, or a checkpoint, which is
 enough by itself: its text is prepared again where no store lies beside it. The
 figures go to the terminal and, for a run, to WORKDIR/evaluation.json.
+
+    python -m train.evaluate --workdir=runs/smollm2 --results=runs/figures \
+      --task=configs/tasks/piqa.py:rows=piqa.jsonl
+
+measures tasks instead; --task may be repeated. Each leaves TITLE.json and a
+record for each item in --results (for a run, WORKDIR/evaluation by default), beside
+report.md of all that lies there. Killed and started again, it goes on.
 """
 
 import contextlib
@@ -14,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
+from absl import flags
 from etils import epath
 
 from configs import door
@@ -22,8 +30,13 @@ from data import tokenizer as tokenizers
 from models import checkpoint, families, sampling
 from sharding import mesh
 from train.core import conflicts, setup, track
-from train.evaluators import suite
+from train.evaluators import session, suite
 from train.objectives import choice
+
+_TASK = flags.DEFINE_multi_string(
+  "task", [], "page PATH.py[:arg] of configs/tasks/; may be repeated"
+)
+_RESULTS = flags.DEFINE_string("results", "", "folder for what tasks come to")
 
 SECTIONS = {
   "model": families.FAMILIES,
@@ -42,6 +55,14 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   conflicts.check(config)
   path = checkpoint.find(workdir)
   door.agree(config, path, SECTIONS, ("model",), track.terminal().say)
+  if _TASK.value:
+    out = epath.Path(_RESULTS.value) if _RESULTS.value else None
+    session.measure(config, workdir, out, _TASK.value, track.terminal().say)
+    return
+  if _RESULTS.value:
+    raise ValueError(
+      "--results is where the results of --task go: give a task."
+    )
   with _text_of(config, path) as (config, folder):
     s = setup.begin(config, folder)
     setup.check_tokenizer(path, s.store)

@@ -4,6 +4,8 @@ The golden figures were made by torch and transformers in fp32 from the same
 file. Where the packages cannot be had, these tests are skipped.
 """
 
+import dataclasses
+import json
 import pathlib
 
 import jax
@@ -15,6 +17,8 @@ from jax import numpy as jnp
 from convert import fetch, gguf
 from data import tokenizer as tokenizers
 from models import checkpoint, decode, families, sampling
+from sharding import mesh
+from train.evaluators import exam, subject, task
 
 pytestmark = pytest.mark.real_weights
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "smollm2.npz"
@@ -99,6 +103,52 @@ def test_perplexity_of_moby_dick(imported):
   assert len(ids) == 1024
   found = logprobs(logits(config, params, ids), ids)
   assert np.exp(-found.mean()) == pytest.approx(27.49, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+  """The weights as bf16 holds them, computed with in fp32."""
+  path = epath.Path(tmp_path_factory.mktemp("rounded")) / "smollm2"
+  gguf.take(file_of("smollm2"), path, "bfloat16")
+  who = subject.load(path, mesh.Config(data=1), batch_tokens=2048)
+  model = dataclasses.replace(who.model, dtype="float32")
+  return dataclasses.replace(who, model=model)
+
+
+def figures(who, page, rows, folder):
+  """What a task of configs/tasks comes to."""
+  path = folder / "rows.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  tasks = pathlib.Path(__file__).parent.parent.parent / "configs" / "tasks"
+  asked = task.load(f"{tasks}/{page}.py:rows={path}")
+  result, _ = exam.ask(who, asked)
+  return {name: f["value"] for name, f in result["metrics"].items()}
+
+
+def test_openbookqa_scores_are_those_of_lm_eval(rounded, tmp_path):
+  """E1: lm-eval 0.4.13 with torch found 7 and 20 of the first 60 items."""
+  rows = []
+  for line in file_of("openbookqa").read_text().splitlines()[:60]:
+    row = json.loads(line)
+    options = [o.partition(". ") for o in row["options"].split("\n")]
+    labels, texts = [o[0] for o in options], [o[2] for o in options]
+    rows.append(
+      {
+        "question_stem": row["question"].strip(),
+        "choices": {"text": texts, "label": labels},
+        "answerKey": row["answer"].partition(".")[0],
+      }
+    )
+  found = figures(rounded, "openbookqa", rows, tmp_path)
+  assert found == {"acc": 7 / 60, "acc_norm": 20 / 60}
+
+
+def test_bits_per_byte_of_moby_dick(rounded, tmp_path):
+  """E4: three pieces, as lm-eval's rolling likelihood measures them."""
+  text = file_of("moby_dick").read_text()
+  rows = [{"text": text[at : at + 4000]} for at in (0, 300_000, 600_000)]
+  found = figures(rounded, "text", rows, tmp_path)
+  assert found["bits_per_byte"] == pytest.approx(1.4430, abs=5e-5)
 
 
 @pytest.mark.parametrize("content", [b"", b"another archive"])

@@ -1,1 +1,1 @@
-"""What is measured on the way and at the end."""
+"""What is measured on the way and at the end, and what tasks ask."""

@@ -49,6 +49,7 @@ class Config:
   prompts: tuple[str, ...] = ("",)  # that samples continue
   n_python: Count = 20  # samples that `python` draws
   n_gram: Count = 5  # tokens, of the longest that `ngram` counts
+  batch_tokens: Count = 4096  # of a batch of a task's requests, with padding
 
   def __post_init__(self):
     fields.check(self)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from configs import fields
 from configs.ranges import Count, Fraction, NonNegative
@@ -109,6 +109,42 @@ def figures(sown: Any) -> dict[str, tuple[Array, Array]]:
     before = found.get(name, (0.0, 0.0))
     found[name] = (before[0] + pair[0], before[1] + pair[1])
   return found
+
+
+def row_sums(
+  config: Config,
+  how: families.Scoring,
+  hidden: Float[Array, "B T D"],
+  head: Weight | Biased,
+  targets: Int[Array, "B T"],
+  weights: Float[Array, "B T"],
+) -> dict[str, Float[Array, "B"]]:
+  """The loss and the hits of every row by itself, to measure and not to learn.
+
+  Memory is that of `cross_entropy`.
+  """
+
+  def on_shard(rows, head):
+    def add(total, chunk):
+      hidden_BUD, targets_BU, weights_BU = chunk
+      logits = families.score(how, hidden_BUD, head)
+      log_z, at_target, best = _scores(logits, targets_BU)
+      found = {
+        "loss": (log_z - at_target) * weights_BU,
+        "accuracy": best * weights_BU,
+      }
+      return jax.tree.map(lambda t, x: t + x.sum(1), total, found), None
+
+    start = dict.fromkeys(_NAMES[1:], 0 * rows[2].sum(1))
+    sums, _ = jax.lax.scan(add, start, _chunks(config, *rows))
+    return jax.tree.map(lambda x: x[:, None], sums)
+
+  rows, layout = (hidden, targets, weights), rules.current()
+  if layout is None:
+    sums = on_shard(rows, head)
+  else:
+    sums = rules.on_rows(on_shard, rows, head, out_specs=layout.rows)
+  return jax.tree.map(lambda x: x.sum(1), sums)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -239,18 +275,11 @@ def _chunk(
   """Sums over a chunk, and the gradient of its objective by the logits."""
   logits = constrain(logits, None, None, "act_vocab")
   smooth = config.label_smoothing
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  ids = jnp.arange(logits.shape[-1])[None, None]
-  target = targets[..., None]
-  at_target = jnp.take_along_axis(logits, target, -1, mode="clip")[..., 0]
+  log_z, at_target, best = _scores(logits, targets)
   nll = log_z - at_target
   loss = nll + config.z_loss * jnp.square(log_z)
   if smooth:
     loss += smooth * (at_target - logits.mean(-1))
-  # logits.argmax(-1) == targets, which takes four times as long on a CPU.
-  top = logits.max(-1, keepdims=True)
-  sooner = (jnp.equal(logits, top) & (ids < target)).any(-1)
-  best = jnp.equal(at_target, top[..., 0]) & ~sooner
   sums = {
     "objective": (loss * weights).sum(),
     "loss": (nll * weights).sum(),
@@ -258,7 +287,25 @@ def _chunk(
   }
   slope = (1 + 2 * config.z_loss * log_z) * weights
   grad = jnp.exp(logits - log_z[..., None]) * slope[..., None]
-  grad -= jnp.where(ids == target, (1 - smooth) * weights[..., None], 0.0)
+  ids = jnp.arange(logits.shape[-1])[None, None]
+  grad -= jnp.where(
+    ids == targets[..., None], (1 - smooth) * weights[..., None], 0.0
+  )
   if smooth:
     grad -= smooth / logits.shape[-1] * weights[..., None]
   return sums, grad
+
+
+def _scores(
+  logits: Float[Array, "B U V"], targets: Int[Array, "B U"]
+) -> tuple[Float[Array, "B U"], Float[Array, "B U"], Bool[Array, "B U"]]:
+  """Of every token: log Z, the target's logit, whether that is the highest."""
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  ids = jnp.arange(logits.shape[-1])[None, None]
+  target = targets[..., None]
+  at_target = jnp.take_along_axis(logits, target, -1, mode="clip")[..., 0]
+  # logits.argmax(-1) == targets, which takes four times as long on a CPU.
+  top = logits.max(-1, keepdims=True)
+  sooner = (jnp.equal(logits, top) & (ids < target)).any(-1)
+  best = jnp.equal(at_target, top[..., 0]) & ~sooner
+  return log_z, at_target, best

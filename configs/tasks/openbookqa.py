@@ -1,0 +1,36 @@
+"""OpenBookQA: elementary science, four options, without the book.
+
+arXiv 1809.02789; lm-evaluation-harness: openbookqa.
+
+    python -m train.evaluate --workdir=runs/quick --task=configs/tasks/openbookqa.py:rows=test.jsonl
+
+Rows are those of allenai/openbookqa: question_stem, choices.text,
+choices.label, answerKey. asked=letters lists the options under letters.
+"""
+
+from configs import common
+
+
+def get_task(arg: str = ""):
+  """What is asked, of which rows."""
+  arg = common.parse_arg(
+    arg, rows="openbookqa.jsonl", shots="", n=0, limit=0, asked="texts"
+  )
+  return common.task(
+    kind="choice",
+    rows=arg.rows,
+    metrics=("acc", "acc_norm"),
+    limit=arg.limit,
+    shots=dict(n=arg.n, rows=arg.shots),
+    asked=arg.asked,
+  )
+
+
+def item(row):
+  """The sentence is to be gone on with."""
+  choices = row["choices"]
+  return dict(
+    prompt=row["question_stem"],
+    options=tuple(choices["text"]),
+    right=(choices["label"].index(row["answerKey"].lstrip()),),
+  )

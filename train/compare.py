@@ -1,0 +1,107 @@
+"""Compares: two checkpoints on the same items, by a judge, by preferences.
+
+    python -m train.compare runs runs/figures runs/others
+
+takes two --results folders of `train.evaluate --task=...` and tells, for every
+task and metric that both have, the difference on the same items: its paired
+bootstrap interval and p, and McNemar's exact p where an item is right or wrong.
+
+    python -m train.compare judge runs/figures runs/others http://127.0.0.1:8000/v1 MODEL
+
+has MODEL, behind any OpenAI-compatible address (the key is OPENAI_API_KEY), read
+what both wrote in the same tasks, each pair in both orders; the verdicts go to
+preferences.jsonl in the second folder.
+
+    python -m train.compare rank runs/others/preferences.jsonl
+
+tells who is stronger: Bradley-Terry with 95 % intervals, and Elo; the rows have
+a, b and winner (a, b or tie).
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+from etils import epath
+
+from configs import door
+from data import rows as tables
+from models import durable
+from train.evaluators import arena, exam, judge, pairs
+
+
+def show(first: str, second: str) -> int:
+  """Prints the rows."""
+  print(pairs.text(pairs.rows(epath.Path(first), epath.Path(second))))
+  return 0
+
+
+def have_judged(first: str, second: str, address: str, model: str) -> int:
+  """Has a judge read all that both wrote.
+
+  Raises:
+    ValueError: neither wrote anything that the other did, too.
+  """
+  left, right = (exam.read(epath.Path(folder)) for folder in (first, second))
+  written = [
+    (a["prompt"], a["texts"][0], b["texts"][0])
+    for title in left
+    if title in right
+    for a, b in zip(left[title][1], right[title][1], strict=True)
+    if "texts" in a
+  ]
+  if not written:
+    raise ValueError(
+      f"{first} and {second} have no written answers to the same task: measure "
+      "one such as configs/tasks/gsm8k.py."
+    )
+  ask = judge.client(address, model)
+  verdicts = [judge.judge(ask, *pair) for pair in written]
+  lines = [
+    json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
+  ]
+  path = epath.Path(second) / "preferences.jsonl"
+  durable.write_text(path, "\n".join(lines) + "\n")
+  for name, value in judge.score(verdicts)._asdict().items():
+    print(f"{name:<10}{value:>6}")
+  print(path)
+  return 0
+
+
+def rank(path: str) -> int:
+  """Prints standings."""
+  played = arena.games(tables.read(path))
+  elo = arena.elo(played)
+  row = "{:<24}  {:>13}  {:>16}  {:>6}  {:>6}"
+  print(row.format("name", "Bradley-Terry", "95 % interval", "Elo", "games"))
+  for name, strength, low, high, n in arena.standings(played):
+    interval = f"{low:.0f} to {high:.0f}"
+    print(row.format(name, f"{strength:.0f}", interval, f"{elo[name]:.0f}", n))
+  return 0
+
+
+VERBS: dict[str, tuple[Callable[..., int], int]] = {
+  "runs": (show, 2),
+  "judge": (have_judged, 4),
+  "rank": (rank, 1),
+}
+
+
+def main(arguments: list[str]) -> int:
+  """Does what the first argument says with the others."""
+  if {"-h", "--help"} & set(arguments):
+    print(__doc__)
+    return 0
+  verb, *words = arguments or [""]
+  act, n_words = VERBS.get(verb, (None, 0))
+  if act is None or len(words) != n_words:
+    raise ValueError(
+      "expected `runs FIRST SECOND`, `judge FIRST SECOND ADDRESS MODEL` or "
+      f"`rank FILE`, got {arguments}; --help says more."
+    )
+  return act(*words)
+
+
+if __name__ == "__main__":
+  with door.plain_mistakes():
+    sys.exit(main(sys.argv[1:]))
