@@ -18,7 +18,7 @@ def get_task(arg: str = ""):
     rows=arg.rows,
     metrics=("acc", "f1_macro", "mcc"),
     limit=arg.limit,
-    shots=dict(n=arg.n, rows=arg.shots),
+    shots=dict(n=arg.n, rows=arg.shots, spare=True),
   )
 
 

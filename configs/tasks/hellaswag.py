@@ -23,7 +23,7 @@ def get_task(arg: str = ""):
     rows=arg.rows,
     metrics=("acc", "acc_norm"),
     limit=arg.limit,
-    shots=dict(n=arg.n, rows=arg.shots),
+    shots=dict(n=arg.n, rows=arg.shots, spare=True),
     asked=arg.asked,
   )
 

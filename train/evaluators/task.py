@@ -33,6 +33,8 @@ class Shots:
   rows: str = ""  # where they are drawn; "": from the rows themselves
   draw: Literal["random", "first"] = "random"  # which of them
   seed: Natural = 1234  # of the draws; lm-eval's
+  # One more is drawn than shown, as lm-eval does for what has no test split.
+  spare: bool = False
 
   def __post_init__(self):
     fields.check(self)
@@ -251,7 +253,7 @@ def _draws(
     return [[] for _ in rows]
   rng = random.Random(config.shots.seed)
   # Of the rows themselves one more: the row itself may be among them.
-  n_drawn = min(n if config.shots.rows else n + 1, len(pool))
+  n_drawn = min(n + (config.shots.spare or not config.shots.rows), len(pool))
   found = []
   for i, row in enumerate(rows):
     others = (j for j, other in enumerate(pool) if other != row)
