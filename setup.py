@@ -11,6 +11,7 @@ CORE = [
   "grain>=0.2.18",
   "jax>=0.10.2",
   "jaxtyping>=0.3.11",
+  "jinja2>=3.1.6",  # earlier ones let templates out of the sandbox
   "matplotlib>=3.10",
   "ml-collections>=1.1",
   "numpy>=2.4",
@@ -61,7 +62,7 @@ setuptools.setup(
   extras_require={
     "test": TEST,
     "parity": ["torch==2.13.0", "transformers>=5.23,<6", "gguf>=0.19"],
-    "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
+    "serve": ["fastapi>=0.120", "uvicorn>=0.38"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "tracking": ["mlflow-skinny>=3.5", "optuna>=4.5", "wandb>=0.22"],
     "plan": ["libtpu==0.0.42.*"],  # the TPU compilers, of jax 0.10.2

@@ -3,6 +3,7 @@
 A plain text says nothing: all of it is learnt, the next token at every place.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,6 @@ class Example(NamedTuple):
   tokens: Int[np.ndarray, "T"]
   targets: Int[np.ndarray, "T"]
   weights: Int[np.ndarray, "T"]
-
-  def __len__(self) -> int:
-    return len(self.tokens)
 
 
 Document = Int[np.ndarray, "T"] | Example  # ids without BOS and EOS
@@ -42,11 +40,26 @@ def shifted(
   return Example(ids[:-1], ids[1:], is_learnt[1:])
 
 
-def record(example: Example) -> bytes:
-  """What a shard holds of it."""
-  return np.stack(example).astype("<i4").tobytes()
+def id_dtype(vocab_size: int) -> np.dtype:
+  """The narrowest type of a record that holds every id."""
+  return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def from_record(raw: bytes) -> Example:
-  """The example of a record."""
-  return Example(*np.frombuffer(raw, "<i4").reshape(3, -1))
+def to_record(document: Document | Sequence[int], vocab_size: int) -> bytes:
+  """What a shard holds of a document."""
+  if isinstance(document, Example):
+    return np.stack(document).astype("<i4").tobytes()
+  return np.asarray(document, id_dtype(vocab_size)).tobytes()
+
+
+def from_record(raw: bytes, vocab_size: int, *, is_example: bool) -> Document:
+  """The document of a record."""
+  if is_example:
+    return Example(*np.frombuffer(raw, "<i4").reshape(3, -1))
+  return np.frombuffer(raw, id_dtype(vocab_size)).astype(np.int32)
+
+
+def n_tokens(document: Document | Sequence[int]) -> int:
+  """Those of a text without BOS and EOS."""
+  of_it = document.tokens if isinstance(document, Example) else document
+  return len(of_it)
