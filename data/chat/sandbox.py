@@ -26,7 +26,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
-CPU_SECONDS = 2  # of a request
+CPU_SECONDS = 1  # of a request
 MEMORY_BYTES = 512 << 20  # of the process, the interpreter's 100 MB included
 MAX_CHARS = 1 << 24  # that a template may write
 # Unicode's noncharacters, which no text holds: before and behind the number of
