@@ -152,8 +152,7 @@ def read(
       "model.scanned=False."
     )
   places = jax.tree.map(lambda x: x.sharding, checkpoint.places(model, layout))
-  unstack = jax.jit(_unstacked, out_shardings=places, donate_argnums=0)
-  return unstack(params)
+  return jax.jit(_unstacked, out_shardings=places)(params)
 
 
 def _with_drawn(

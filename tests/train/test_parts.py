@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from etils import epath
 from jax import numpy as jnp
+from jax.extend import core as jexc
 
 from configs import door
 from models import arrays, base, checkpoint, manifest
 from models.layers import stack
 from train import pretrain
 from train.core import conflicts, parts
+from train.objectives import lm
 
 SECTIONS = {**pretrain.SECTIONS, "base": parts.Config}
 LAST = ("stack/layers/*/mlp/*", "norm/*")
@@ -139,7 +141,7 @@ def test_no_gradient_of_a_frozen_head_is_computed(begun, ragged_batch):
 
   def n_products(config):
     split = parts.make(config)
-    objective = pretrain.choice.make(config.objective, config.model, None)
+    objective = lm.make(config.objective, config.model)
     trained, frozen = split.shapes, split.frozen_shapes
     batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, ragged_batch))
 
@@ -160,9 +162,7 @@ def _count(jaxpr, size) -> int:
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":
       n += any(size in v.aval.shape for v in (*eqn.invars, *eqn.outvars))
-    n += sum(
-      _count(inner, size) for inner in jax.core.jaxprs_in_params(eqn.params)
-    )
+    n += sum(_count(inner, size) for inner in jexc.jaxprs_in_params(eqn.params))
   return n
 
 

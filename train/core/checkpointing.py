@@ -22,9 +22,9 @@ from etils import epath
 from configs import fields
 from configs.ranges import Count, Natural
 from data import pipeline
-from models import arrays, base, card, checkpoint, durable, manifest
+from models import arrays, base, card, checkpoint, durable, leaves, manifest
 from sharding import hosts
-from train.core import leaves, optim, parts, retention
+from train.core import optim, parts, retention
 from train.core.state import TrainState
 from train.core.writer import Writer
 

@@ -13,8 +13,7 @@ from typing import Any
 import flax.struct
 
 from configs import door
-from models import base, families
-from train.core import leaves
+from models import base, families, leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from data.batch import Batch
-from train.core import guard, leaves, parts, precision, streamed
+from models import leaves
+from train.core import guard, parts, precision, streamed
 from train.core.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
