@@ -174,7 +174,7 @@ def write(
     tokenizer.save(part)
   settings = page(out, config, tokenizer)
   (part / "config.json").write_text(json.dumps(settings, indent=1))
-  said = card.make(0, None, {}, source=dict(source))
+  said = card.make(0, None, None, {}, source=dict(source))
   (part / "card.json").write_text(json.dumps(said, indent=1))
   manifest.seal(part)
   if out.exists():

@@ -70,18 +70,40 @@ def load(
     ValueError: no checkpoint, a damaged one, or one of another shape.
   """
   path = find(path)
+  verify(path)
+  model = config(path)
+  wanted = places(model, layout, dtype)
+  return model, arrays.restore(path / "params", wanted, casts=True)
+
+
+def verify(path: epath.Path) -> None:
+  """Checks every file of a checkpoint against its manifest.
+
+  Raises:
+    ValueError: one is not as it was written.
+  """
   if problem := manifest.verify(path):
     raise ValueError(f"{path} is damaged: {problem}. Take an older checkpoint.")
-  model = config(path)
+
+
+def places(
+  model: families.Config, layout: Layout | None = None, dtype: str = "float32"
+) -> Any:
+  """Shapes, types and shardings of a model's parameters, as `load` gives them.
+
+  Args:
+    model: whose they are.
+    layout: where they shall live; None: on the first device.
+    dtype: in memory.
+  """
   shapes = families.abstract(model)
   if layout is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(lambda _: one, shapes)
   else:
     placed = layout.shardings(families.axes(model), shapes)
-  wanted = jax.tree.map(
+  return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s),
     shapes,
     placed,
   )
-  return model, arrays.restore(path / "params", wanted, casts=True)

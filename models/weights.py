@@ -162,20 +162,26 @@ def _product(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
 
 
 def _forward(spec, out, x, w):
-  return _product(spec, out, x, w), (x, w)
+  """Saves what a gradient will ask for: of a frozen weight, not what it read."""
+  saved = x.value if w.perturbed else None, w.value if x.perturbed else None
+  return _product(spec, out, x.value, w.value), saved
 
 
 def _backward(spec, out, saved, g):
   x, w = saved
-  g = g.astype(x.dtype)
+  g = g.astype((w if x is None else x).dtype)
   x_dims, w_dims, out_dims = _dims(spec)
-  dx = _product(f"{out_dims},{w_dims}->{x_dims}", x.dtype, g, w)
+  dx = None
+  if w is not None:
+    dx = _product(f"{out_dims},{w_dims}->{x_dims}", g.dtype, g, w)
+  if x is None:
+    return dx, None
   # x first, turned around at the end: XLA:CPU copies the first operand of a sum
   # over tokens, and the gradient of the logits is V / D times as wide as x.
   dims = "".join(sorted(w_dims, key=lambda dim: dim in out_dims))
   dw_spec = f"{x_dims},{out_dims}->{dims}"
   if rules.platform() == "cpu":
-    dw = _product(dw_spec, w.dtype, x, g)
+    dw = _product(dw_spec, g.dtype, x, g)
   else:
     # Rounded by each device before their sum, which is then half as wide on the
     # wire: 39 against 54 GB for a step of Llama 2 7B on 16 v5e.
@@ -183,7 +189,7 @@ def _backward(spec, out, saved, g):
   return dx, jnp.einsum(f"{dims}->{w_dims}", dw)
 
 
-_product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _dims(spec: str) -> tuple[str, str, str]:

@@ -12,8 +12,8 @@ from models import families
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
 from train.core import optim as optimizers
+from train.core import parts, staged
 from train.core import schedule as schedules
-from train.core import staged
 from train.objectives import mlm
 
 
@@ -31,6 +31,8 @@ def check(config: door.Config, n_devices: int | None = None) -> None:
   given = dict(config.sections)
   if "mesh" in given:
     given["layout"] = _layout(given["mesh"], n_devices)
+  if "model" in given:
+    given["split"] = parts.make(config)
   for rule in _RULES:
     names = inspect.signature(rule).parameters.keys()
     if names <= given.keys():
@@ -113,10 +115,30 @@ def _passes(mesh, train, layout):
     pipeline.Timetable(layout.n_stages, train.n_micro, how)
 
 
-def _sizes(model, layout):
-  shapes, axes = families.abstract(model), families.axes(model)
+def _sizes(split, layout):
   for kind in ("params", "grads", "state"):
-    layout.shardings(axes, shapes, kind)
+    layout.shardings(split.axes, split.shapes, kind)
+  layout.shardings(split.frozen_axes, split.frozen_shapes)
+
+
+def _frozen(split, mesh, train, optim):
+  if not split.frozen_shapes:
+    return
+  what = "a part of the parameters is frozen"
+  if mesh.stage != 1:
+    raise ValueError(
+      f"{what}, and mesh.stage={mesh.stage} would compute their gradients all "
+      "the same: give stage=1."
+    )
+  if train.diloco is not None:
+    raise ValueError(
+      f"{what}, and train.diloco would copy them for each replica: leave it out."
+    )
+  if optim.mup_width is not None:
+    raise ValueError(
+      f"{what}, and optim.mup_width={optim.mup_width} scales the steps of a "
+      "whole model: leave it out."
+    )
 
 
 def _ahead(model, objective):
@@ -200,9 +222,9 @@ def _written(model, eval):
     )
 
 
-def _optimizer(model, optim, schedule, train):
+def _optimizer(split, optim, schedule, train):
   factor = schedules.make(schedule, train.steps)
-  optimizers.make(optim, factor, families.axes(model))
+  optimizers.make(optim, factor, split.axes)
 
 
 def _rounds(train, optim):
@@ -277,7 +299,8 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _ahead,
+  _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _frozen,
+  _ahead,
   _asked, _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured,
   _samples,
 )  # fmt: skip

@@ -28,16 +28,16 @@ from configs.ranges import (
   Positive,
   Share,
 )
+from models import leaves
+from models.leaves import Axes
 from train.core import (
   balance,
   ema,
-  leaves,
   moments,
   per_layer,
   streamed,
   width,
 )
-from train.core.leaves import Axes
 
 _Moments = moments.Kind  # a field hides the module
 

@@ -143,27 +143,35 @@ def cross_entropy(
 
 def _forward(config, how, hidden, head, targets, weights):
   """Each shard adds up its own gradient of the head: the shards add up theirs
-  once, not once a chunk.
+  once, not once a chunk. Of a frozen head, or of what is frozen of it, there is
+  none.
   """
+  asked = jax.tree.map(lambda x: x.perturbed, head)
+  hidden, head, targets, weights = jax.tree.map(
+    lambda x: x.value, (hidden, head, targets, weights)
+  )
 
   def on_shard(rows, head):
+    trained, rest = _parted(asked, head)
+
+    def score(hidden, trained):
+      return families.score(how, hidden, _whole(trained, rest))
+
     def add(carry, chunk):
       total, grad_head = carry
       hidden_BUD, targets_BU, weights_BU = chunk
-      logits, pull = jax.vjp(
-        lambda h, w: families.score(how, h, w), hidden_BUD, head
-      )
+      logits, pull = jax.vjp(score, hidden_BUD, trained)
       sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
       grad_hidden, grad = pull(grad_logits)
       grad_head = jax.tree.map(jnp.add, grad_head, grad)
       return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
 
-    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), head)
+    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), trained)
     start = _zeros(rows), zeros
     (sums, grad_head), grad_hidden = jax.lax.scan(
       add, start, _chunks(config, *rows)
     )
-    grad_head = jax.tree.map(lambda g, w: g.astype(w.dtype), grad_head, head)
+    grad_head = jax.tree.map(lambda g, w: g.astype(w.dtype), grad_head, trained)
     n_rows, length, width = rows[0].shape
     grad_hidden = jnp.moveaxis(grad_hidden, 0, 1).reshape(n_rows, -1, width)
     stacked = jax.tree.map(lambda x: x[None], (sums, grad_head))
@@ -185,11 +193,27 @@ def _backward(config, how, saved, cotangents):
   return *grads, None, None
 
 
-cross_entropy.defvjp(_forward, _backward)
+# Told which arguments have a gradient at all.
+cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _parted(asked: Any, tree: Any) -> tuple[Any, Any]:
+  """The leaves that are asked for and the others, None in place of each."""
+  part = jax.tree.map(lambda one, x: x if one else None, asked, tree)
+  rest = jax.tree.map(lambda one, x: None if one else x, asked, tree)
+  return part, rest
+
+
+def _whole(part: Any, rest: Any) -> Any:
+  return jax.tree.map(
+    lambda x, y: y if x is None else x, part, rest, is_leaf=lambda x: x is None
+  )
 
 
 def _added_up(head: Weight | Biased, parts: Any) -> Any:
-  """The head's gradient, of what the shards have of it."""
+  """The head's gradient, of what the shards have of it, if anything."""
+  if parts is None:
+    return None
   if isinstance(head, Biased):
     table = _added_up(head.table, parts.table)
     return Biased(table, rules.added_up(parts.bias, "vocab"))
