@@ -117,7 +117,10 @@ def _as_theirs(tokenizer: Tokenizer) -> Tokenizer:
     "clean_up_tokenization_spaces": False,
     **names,
   }
-  beside = {own.SETTINGS: json.dumps(said, indent=1).encode()}
+  beside = {
+    **tokenizer.beside,
+    own.SETTINGS: json.dumps(said, indent=1).encode(),
+  }
   return own.make("tokenizer.json", model.to_str().encode(), beside)
 
 

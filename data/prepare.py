@@ -183,6 +183,8 @@ def _tokenizer(
     sample(config, tokenizer_config.sample_bytes)
   ) as texts:
     tokenizer = tokenizer_lib.train(tokenizer_config, texts)
+  if config.chat.template or formats_lib.SPOKEN & {*config.formats}:
+    tokenizer = encoder.talking(config.chat, tokenizer)
   tokenizer.save(journal.folder)
   journal.append({"tokenizer": tokenizer.fingerprint})
   logging.info(

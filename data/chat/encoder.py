@@ -6,6 +6,7 @@ chosen answer: `Encoder.pair` gives both.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from configs import fields
 from data import example
+from data import tokenizer as tokenizers
 from data.chat import formats, masking, rendering, spelling, templates
 from data.chat.formats import Format, Message
 from data.example import Example
@@ -46,6 +48,30 @@ class Config:
       )
     if len({*self.labels}) < len(self.labels):
       raise ValueError(f"labels={self.labels} names one twice.")
+
+
+def talking(config: Config, tokenizer: Tokenizer) -> Tokenizer:
+  """A tokenizer with its chat template, which knows what ends an answer.
+
+  Raises:
+    ValueError: it lacks the template's control tokens.
+  """
+  text = templates.find(config.template, tokenizer)
+  beside = {**tokenizer.beside, templates.OWN: text.encode()}
+  made = tokenizers.make(tokenizer.filename, tokenizer.blob, beside)
+  probe = [
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": "!"},
+  ]
+  found = Encoder(config, made).text(probe)
+  end = [i for i, is_learnt in zip(*found, strict=True) if is_learnt][-1]
+  if end not in made.end_ids:
+    name = "generation_config.json"
+    said = json.loads(made.beside.get(name, b"{}"))
+    said["eos_token_id"] = [*made.end_ids, end]
+    beside[name] = json.dumps(said, indent=1).encode()
+    made = tokenizers.make(tokenizer.filename, tokenizer.blob, beside)
+  return made
 
 
 class Encoder:

@@ -35,6 +35,8 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
   "tokens": (("words", "labels"), ()),
 }
 assert {"text", *COLUMNS} == {*get_args(Format)}
+# Formats of which a template makes text.
+SPOKEN = {"instruction", "chat", "pairs"}
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT = {
   "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",

@@ -9,12 +9,15 @@ import math
 
 from configs import door
 from models import families
+from models.layers import heads
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
 from train.core import optim as optimizers
 from train.core import parts, staged
 from train.core import schedule as schedules
-from train.objectives import mlm
+from train.objectives import labels, mlm
+
+_NONE = heads.Config(kinds=())
 
 
 def check(config: door.Config, n_devices: int | None = None) -> None:
@@ -152,6 +155,9 @@ def _ahead(model, objective):
 
 
 def _asked(model, objective):
+  if isinstance(objective, labels.Config):
+    _labelled(model, objective)
+    return
   is_masked, is_causal = (
     isinstance(objective, mlm.Config),
     families.is_causal(model),
@@ -182,6 +188,62 @@ def _asked(model, objective):
     raise ValueError(
       f"objective.mask_id={objective.mask_id} is no id of model.vocab_size="
       f"{model.vocab_size}: raise model.vocab_size."
+    )
+
+
+def _labelled(model, objective):
+  if objective.head not in (kinds := getattr(model, "heads", _NONE).kinds):
+    raise ValueError(
+      f"objective.name=labels with of={objective.of!r} asks the head "
+      f"{objective.head!r}, and model.heads.kinds={kinds}: name it there, of a "
+      "family that has heads (bert and its kin)."
+    )
+  if objective.of == "measure" and model.heads.n_labels != 1:
+    raise ValueError(
+      f"model.heads.n_labels={model.heads.n_labels} with objective.of='measure':"
+      " a number is one score. Give 1."
+    )
+
+
+def _examples(model, data, batch, objective):
+  forms = {*data.formats} - {"text"}
+  if forms and batch.packing != "whole":
+    raise ValueError(
+      f"data.formats={data.formats} makes examples, and batch.packing="
+      f"{batch.packing!r} parts them at the ends of rows: give 'whole'."
+    )
+  is_labelled = isinstance(objective, labels.Config)
+  wanted = {"tokens": "tokens"}.get(getattr(objective, "of", ""), "labels")
+  if is_labelled and {*data.formats} != {wanted}:
+    raise ValueError(
+      f"objective.name=labels with of={objective.of!r} learns from records of "
+      f"data.formats=({wanted!r},), not {data.formats}."
+    )
+  if not is_labelled and forms & {"labels", "tokens"}:
+    raise ValueError(
+      f"data.formats={data.formats} says labels of texts, and objective.name "
+      "asks for words: give objective.name=labels."
+    )
+  names = data.chat.labels
+  if is_labelled and objective.of != "measure":
+    if len(names) != model.heads.n_labels:
+      raise ValueError(
+        f"data.chat.labels={names} are {len(names)} classes, and "
+        f"model.heads.n_labels={model.heads.n_labels}: give as many."
+      )
+  elif names:
+    raise ValueError(
+      f"data.chat.labels={names} names classes, and nothing asks for them: "
+      "leave it out, or give objective.name=labels with of='texts' or 'tokens'."
+    )
+
+
+def _noise(objective, mesh):
+  alpha = getattr(objective, "neftune_alpha", 0.0)
+  if alpha and mesh.stage != 1:
+    raise ValueError(
+      f"objective.neftune_alpha={alpha} with mesh.stage={mesh.stage}: the first "
+      "stage's embeddings stay without noise. Give stage=1."
     )
 
 
@@ -301,6 +363,6 @@ def _samples(model, eval, generate):
 _RULES = (
   _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _frozen,
   _ahead,
-  _asked, _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured,
+  _asked, _examples, _noise, _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured,
   _samples,
 )  # fmt: skip

@@ -3,16 +3,19 @@
 The logits of all tokens are never held at once: the cross-entropy goes through
 the text in chunks, and each chunk leaves the gradients of its hidden states and
 of the head behind, so that nothing is computed twice. z-loss: arXiv 2204.02311.
-Label smoothing: 1512.00567.  The token after next: 2412.19437, section 2.2.
+Label smoothing: 1512.00567.  NEFTune: 2310.05914.  The token after next: 2412.19437, section 2.2.
 Extra letters: U tokens of a chunk.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import linen as nn
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -38,6 +41,8 @@ class Config:
   label_smoothing: Fraction = 0.0  # of the target, spread over the vocabulary
   # Of the loss of the token after next, with model.ahead; 0.3, then 0.1 in V3.
   ahead_weight: NonNegative = 0.0
+  # Largest noise on an embedding, times sqrt(T D); 5 to 15 in 2310.05914.
+  neftune_alpha: NonNegative = 0.0
   chunk_tokens: Count = 256  # of each row, whose logits are held at once
 
   def __post_init__(self):
@@ -54,15 +59,16 @@ def make(config: Config, model: families.Config):
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
     looks_ahead = key is not None and config.ahead_weight > 0
-    (hidden_BTD, _), sown = module.apply(
-      {"params": params},
-      batch.tokens,
-      batch.positions,
-      batch.segment_ids,
-      deterministic=key is None,
-      rngs=None if key is None else {"dropout": key},
-      mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
-    )
+    with noise(0.0 if key is None else config.neftune_alpha, key):
+      (hidden_BTD, _), sown = module.apply(
+        {"params": params},
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+        mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
+      )
     how, head = families.scoring(model), families.whole_head(model, params)
     loss, sums = cross_entropy(
       config, how, hidden_BTD, head, batch.targets, batch.weights
@@ -82,6 +88,25 @@ def make(config: Config, model: families.Config):
     return loss + weight * extra / model.n_layers, weight, metrics
 
   return objective
+
+
+def noise(alpha: float, key: PRNGKeyArray | None):
+  """What a decoder reads inside becomes noisy: NEFTune.
+
+  Uniform, at most alpha / sqrt(T D), on what enters the first layer.
+  """
+
+  def intercept(method, args, kwargs, context):
+    x = method(*args, **kwargs)
+    if context.method_name != "enter":
+      return x
+    most = alpha / math.sqrt(x.shape[1] * x.shape[2])
+    drawn = jax.random.uniform(
+      jax.random.fold_in(key, 2), x.shape, minval=-most, maxval=most
+    )
+    return x + drawn.astype(x.dtype)
+
+  return nn.intercept_methods(intercept) if alpha else contextlib.nullcontext()
 
 
 def one_further(
