@@ -162,7 +162,11 @@ def test_noise_is_uniform_and_of_training_alone(tiny, ragged_batch):
     module = families.build(tiny)
     zero = jnp.zeros((4, 16, tiny.d_model))
     found = module.apply(
-      {"params": params}, zero, zero[..., 0], True, method="enter"
+      {"params": params},
+      zero,
+      jnp.zeros((4, 16), jnp.int32),
+      True,
+      method="enter",
     )
   most = 5.0 / np.sqrt(16 * tiny.d_model)
   assert 0.98 * most < np.abs(found).max() <= most
