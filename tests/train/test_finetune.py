@@ -57,7 +57,8 @@ def settings(begun, page, tmp_path):
     }
     made["batch"] |= {"packing": "whole", "length": 64}
     for section, values in changes.items():
-      made[section] = {**made.get(section, {}), **values}
+      old = {} if "name" in values else made.get(section, {})
+      made[section] = {**old, **values}
     filled, _ = base.fill(made, [])
     return door.build(filled, finetune.SECTIONS)
 
