@@ -1,5 +1,6 @@
 """Labels of texts and tokens, and numbers: beside numpy, and learnt."""
 
+import dataclasses
 import json
 
 import jax
@@ -90,13 +91,13 @@ RECORDS = {
 
 @pytest.fixture(scope="module")
 def encoder(page, tmp_path_factory):
-  """A BERT of two steps, which knows no labels."""
+  """A BERT of four steps, which knows no labels."""
   workdir = epath.Path(tmp_path_factory.mktemp("bert"))
   made = page().to_dict()
   made["model"] = {"name": "bert", **TINY}
   made["objective"] = {"name": "mlm", "mask_id": 260, "chunk_tokens": 16}
   made["eval"] = {"during": (), "final": ("objective",)}
-  made["train"] |= {"steps": 2}
+  made["train"] |= {"steps": 4}
   pretrain.main(door.build(made, pretrain.SECTIONS), workdir)
   return checkpoint.find(workdir)
 
@@ -159,7 +160,7 @@ def test_labels_that_do_not_fit_the_head_are_told(page, encoder, tmp_path):
     ("data", {"formats": ("tokens",)}, r"data.formats=\('labels',\)"),
   ]:
     old = config.sections[section]
-    new = type(old)(**{**vars(old), **changes})
+    new = dataclasses.replace(old, **changes)
     sections = {**config.sections, section: new}
     with pytest.raises(ValueError, match=told):
-      conflicts.check(type(config)(**{**vars(config), "sections": sections}))
+      conflicts.check(dataclasses.replace(config, sections=sections))
