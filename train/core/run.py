@@ -180,7 +180,7 @@ def make_step(
   split = parts.make(config)
   axes = split.axes
   factor = schedule.make(config.schedule, config.train.steps)
-  optimizer = optim.make(config.optim, factor, axes)
+  optimizer = optim.make(config.optim, factor, axes, split.speeds)
   if model.dtype == "float16":
     optimizer = precision.wrap(optimizer, precision.Config())
   places = layout.shardings(axes, split.shapes, "grads")
