@@ -109,7 +109,7 @@ class Lora:
       matrix = w.reshape(math.prod(inputs), -1)
       u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
       root = jnp.sqrt(s[: self.rank] / self._strength)
-      a = (u[:, : self.rank] * root).reshape(shapes[0])
+      a = (u[:, : self.rank] * root[None]).reshape(shapes[0])
       b = (root[:, None] * v[: self.rank]).reshape(shapes[1])
       return {"a": a, "b": b}, {"a0": a, "b0": b}
     # Of a table a row is looked up, or it is a head, whose rows are outputs.

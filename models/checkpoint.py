@@ -97,7 +97,10 @@ def _with_adapter(
 ) -> tuple[families.Config, Any]:
   """The base that an adapter names, with the adapter in its places."""
   c = door.build(settings, ADAPTED)
-  base, said = epath.Path(c.base.path), json.loads((path / "card.json").read_text())
+  base, said = (
+    epath.Path(c.base.path),
+    json.loads((path / "card.json").read_text()),
+  )
   if not (base / manifest.NAME).exists():
     raise ValueError(
       f"{path} is an adapter of {base}, and that is not there: put the base "

@@ -64,9 +64,7 @@ class LoraArray:
     w = dense(self.base) + self.strength * jnp.tensordot(a, b, axes=1)
     if self.magnitude is None:
       return w
-    inputs = tuple(range(w.ndim - self.magnitude.ndim))
-    length = jnp.sqrt(jnp.square(w).sum(inputs, keepdims=True))
-    return w * (self.magnitude / length)
+    return w * _widened(self.rescaled(), w.ndim)
 
   def rescaled(self) -> Float[Array, "..."]:
     """Magnitude over length of each output; no gradient reaches the length."""
