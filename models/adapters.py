@@ -173,7 +173,7 @@ class IA3:
         f"adapter.paths: {path} is a table, and IA3 scales what a matrix reads "
         "or gives. Leave it out."
       )
-    side = inputs if self._reads(path) else outputs
+    side = inputs if self.reads(path) else outputs
     return {"scale": (*stacked, *side)}, {}
 
   def begin(
@@ -182,7 +182,7 @@ class IA3:
     """As Lora's: ones."""
     del key
     n_in = len(leaves.sides(names)[0])
-    side = w.shape[:n_in] if self._reads(path) else w.shape[n_in:]
+    side = w.shape[:n_in] if self.reads(path) else w.shape[n_in:]
     return {"scale": jnp.ones(side)}, {}
 
   def wrap(
@@ -190,14 +190,15 @@ class IA3:
   ) -> Weight:
     """As Lora's; nothing drops out."""
     del names, key
-    return ScaledArray(base, own["scale"], self._reads(path))
+    return ScaledArray(base, own["scale"], self.reads(path))
 
   def speed(self, name: str, names: Names) -> float:
     """As Lora's."""
     del name, names
     return 1.0
 
-  def _reads(self, path: str) -> bool:
+  def reads(self, path: str) -> bool:
+    """Whether the factors are of the inputs."""
     return any(fnmatch.fnmatchcase(path, p) for p in self.reading)
 
 

@@ -74,13 +74,15 @@ def fill(
   return page, overrides
 
 
-def parent(config: Config, workdir: epath.Path) -> Parent:
-  """The base of a run; where it has checkpoints, as the newest one names it.
+def parent(config: Config | None, workdir: epath.Path) -> Parent | None:
+  """The base of a run, if any; where it has checkpoints, as the newest names it.
 
   Raises:
     ValueError: the base is not the one that the run began from, or is not there
       though the run has yet to begin.
   """
+  if config is None:
+    return None
   steps = checkpoint.steps(workdir)
   if not steps:
     path = checkpoint.find(epath.Path(config.path))
@@ -152,7 +154,7 @@ def read(
       "model.scanned=False."
     )
   places = jax.tree.map(lambda x: x.sharding, checkpoint.places(model, layout))
-  return jax.jit(_unstacked, out_shardings=places)(params)
+  return jax.jit(stack.apart, out_shardings=places)(params)
 
 
 def _with_drawn(
@@ -168,10 +170,3 @@ def _with_drawn(
   new = jax.jit(draw, out_shardings=places)(jax.random.key(seed))
   flat = traverse_util.flatten_dict(params, sep="/") | new
   return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _unstacked(params: Any) -> Any:
-  return {
-    name: stack.unstack(part) if "layers" in part else part
-    for name, part in params.items()
-  }

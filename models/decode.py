@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from models import cache as caches
 from models import families, sampling
+from models.blockwise import BlockArray
 from models.cache import Cache
 from models.families import Config, Params
 from models.layers import stack
@@ -34,17 +35,20 @@ def unrolled(config: Config, params: Params) -> tuple[Config, Params]:
   """
   if not config.scanned:
     return config, params
-  params = {
-    name: stack.unstack(part) if "layers" in part else part
-    for name, part in params.items()
-    if name != "ahead"  # what predicts the token after next, in training
-  }
+  # Without what predicts the token after next, in training.
+  params = {name: part for name, part in params.items() if name != "ahead"}
+  params = stack.apart(params)
 
-  def cast(leaf: Array) -> Array:
+  def cast(leaf: Array | BlockArray) -> Array | BlockArray:
+    if isinstance(leaf, BlockArray):  # its scales stay what they are
+      return leaf
     floating = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1
     return leaf.astype(config.dtype) if floating else leaf
 
-  return dataclasses.replace(config, scanned=False), jax.tree.map(cast, params)
+  cast_all = jax.tree.map(
+    cast, params, is_leaf=lambda x: isinstance(x, BlockArray)
+  )
+  return dataclasses.replace(config, scanned=False), cast_all
 
 
 def prefill(

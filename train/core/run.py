@@ -98,17 +98,11 @@ def train(
   settings = setup.settle(config, workdir, sections, say)
   optimizer, update = make_step(config, s.model, s.layout, objective)
   split = parts.make(config)
-  if getattr(config.optim, "moments", None) == "int8":
-    if whole := moments.whole(split.axes, split.shapes):
-      say(
-        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
-      )
+  _tell_of_moments(config, split, say)
   batches = pipeline.train_batches(
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
-  parent = None
-  if "base" in config.sections:
-    parent = base.parent(config.base, workdir)
+  parent = base.parent(config.sections.get("base"), workdir)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpointing.Checkpoints(
@@ -161,6 +155,16 @@ def train(
   if not is_over:
     say("preempted, and saved: start again to go on")
   return 0 if is_over else preemption.EXIT_CODE
+
+
+def _tell_of_moments(
+  config: door.Config, split: parts.Parts, say: Callable[[str], None]
+) -> None:
+  if getattr(config.optim, "moments", None) == "int8":
+    if whole := moments.whole(split.axes, split.shapes):
+      say(
+        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
+      )
 
 
 def make_step(
