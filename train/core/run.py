@@ -102,7 +102,7 @@ def train(
   batches = pipeline.train_batches(
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
-  parent = base.parent(config.sections.get("base"), workdir)
+  parent = base.parent(_base(config), workdir)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpointing.Checkpoints(
@@ -155,6 +155,10 @@ def train(
   if not is_over:
     say("preempted, and saved: start again to go on")
   return 0 if is_over else preemption.EXIT_CODE
+
+
+def _base(config: door.Config) -> str | None:
+  return config.base.path if "base" in config.sections else None
 
 
 def _tell_of_moments(
@@ -306,7 +310,8 @@ class _Source:
     """The two parts, as the base begins them."""
     s, c, places = self._setup, self._config, self._places
     seed, say = c.train.seed, self._session.say
-    params = base.read(c.base, s.model, s.layout, seed, say)
+    path = epath.Path(c.base.path)
+    params = base.read(path, s.model, s.layout, seed, say)
     shards = jax.tree.map(lambda x: x.sharding, (places.params, places.frozen))
     split = jax.jit(self._parts.split, out_shardings=shards, donate_argnums=0)
     return split(params, jax.random.key(seed))

@@ -84,9 +84,8 @@ def make(
       params,
       value=loss,
       grad=grads,
-      value_fn=_mean_loss(
-        whole, batch, key, n_micro, weight
-      ),  # traced only by optimizers that search along a line
+      # Traced only by optimizers that search along a line.
+      value_fn=_mean_loss(whole, batch, key, n_micro, weight),
       is_good=verdict.is_good,  # read by those that keep the state elsewhere
     )
     params, opt_state = streamed.chosen(
