@@ -296,6 +296,11 @@ def _own(
   by_module = {module: (name, row) for name, (module, row) in rows.items()}
   found: dict[str, tuple[Row, Own]] = {}
   for key, tensor in there.items():
+    if key.endswith(
+      ".base_layer.weight"
+    ):  # theirs of the base come with tables
+      print(f"passed over, for it is the base's: {key}")
+      continue
     module, _, end = key.removeprefix(_BEFORE).rpartition(".")
     if end == "weight":
       module, _, end = module.rpartition(".")
