@@ -36,9 +36,14 @@ _READ = {
   "task_type", "base_model_name_or_path", "inference_mode", "init_lora_weights",
   "init_ia3_weights", "peft_version", "revision", "auto_mapping",
   "ensure_weight_tying", "exclude_modules", "layers_to_transform",
-  "layers_pattern",
+  "layers_pattern", "megatron_core", "qalora_group_size",
 }  # fmt: skip
-_NEUTRAL = {"bias": "none"}
+# What these say where nobody asked for anything.
+_NEUTRAL = {
+  "bias": "none",
+  "megatron_core": "megatron.core",
+  "qalora_group_size": 16,
+}
 
 Own = dict[str, np.ndarray]  # the leaves of one weight of one layer, by name
 

@@ -134,6 +134,11 @@ def _frozen(split, mesh, train, optim):
     raise ValueError(
       f"{what}, and train.diloco would copy them for each replica: leave it out."
     )
+  if split.speeds is not None and isinstance(optim, optimizers.LBFGS):
+    raise ValueError(
+      "optim.name='lbfgs' steps along one line, and an adapter may ask for an lr "
+      "of each leaf (adapter.b_speed): choose another."
+    )
   if optim.mup_width is not None:
     raise ValueError(
       f"{what}, and optim.mup_width={optim.mup_width} scales the steps of a "
