@@ -313,5 +313,5 @@ class _Source:
     path = epath.Path(c.base.path)
     params = base.read(path, s.model, s.layout, seed, say)
     shards = jax.tree.map(lambda x: x.sharding, (places.params, places.frozen))
-    split = jax.jit(self._parts.split, out_shardings=shards, donate_argnums=0)
+    split = jax.jit(self._parts.split, out_shardings=shards)
     return split(params, jax.random.key(seed))
