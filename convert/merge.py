@@ -20,7 +20,15 @@ from etils import epath
 from configs import door
 from convert import bundle, verbs
 from data import tokenizer as tokenizers
-from models import adapters, arrays, card, checkpoint, families, manifest
+from models import (
+  adapters,
+  arrays,
+  card,
+  checkpoint,
+  families,
+  manifest,
+  prefix,
+)
 
 
 def merge(path: epath.Path, out: epath.Path, dtype: str = "") -> None:
@@ -42,6 +50,11 @@ def merge(path: epath.Path, out: epath.Path, dtype: str = "") -> None:
       "adapter."
     )
   config, params = checkpoint.load(path)
+  if prefix.length(params):
+    raise ValueError(
+      f"{path} begins every text with {prefix.length(params)} trained tokens, "
+      "which no matrix holds: serve the adapter with its base as it is."
+    )
   whole = jax.jit(functools.partial(adapters.merge, families.axes(config)))
   merged = arrays.by_path(whole(params))
   leaves = {

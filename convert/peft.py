@@ -129,8 +129,7 @@ def take(src: epath.Path, base: epath.Path, out: epath.Path) -> adapters.Config:
     if "ia3_l" in theirs and theirs["ia3_l"].shape[0] == 1:
       reading.add(leaf)
   config = _our_config(settings, paths, reading)
-  axes = families.axes(scanned)
-  wanted, _ = adapters.own(config, axes, families.abstract(scanned))
+  wanted, _ = adapters.own(config, scanned)
   leaves = arrays.by_path(wanted)
   _check_layers(src, leaves, parts)
   tokenizer = None

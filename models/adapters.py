@@ -3,6 +3,7 @@
 An adapter is a transformation of the tree of parameters: at some paths it puts
 a typed weight (models/weights.py), which holds the base's leaf and its own. Its
 own leaves are a tree of dicts: stack/layers/block_0/attention/q/a, and so on.
+Prompts and prefixes (models/prefix.py) lie beside the parameters instead.
 
 LoRA: arXiv 2106.09685.  Scaled by sqrt(R): 2312.03732.  DoRA: 2402.09353.
 PiSSA: 2404.02948.  LoRA+: 2402.12354.  IA3: 2205.05638.  QLoRA: 2305.14314.
@@ -21,8 +22,9 @@ from jaxtyping import Array
 
 from configs import fields
 from configs.ranges import Count, Fraction, Positive
-from models import blockwise, leaves, weights
+from models import blockwise, families, leaves, prefix, weights
 from models.leaves import Names
+from models.prefix import Prefix, Prompt
 from models.weights import LoraArray, ScaledArray, Weight
 
 Own = dict[str, Any]  # the leaves that an adapter has at one path, by name
@@ -202,8 +204,10 @@ class IA3:
     return any(fnmatch.fnmatchcase(path, p) for p in self.reading)
 
 
-Config = Lora | IA3
-CONFIGS = fields.Choice({"lora": Lora, "ia3": IA3}, default="lora")
+Config = Lora | IA3 | Prompt | Prefix
+CONFIGS = fields.Choice(
+  {"lora": Lora, "ia3": IA3, "prompt": Prompt, "prefix": Prefix}, default="lora"
+)
 
 
 def chosen(config: Config, axes: Any) -> list[str]:
@@ -216,30 +220,40 @@ def chosen(config: Config, axes: Any) -> list[str]:
   return sorted(leaves.matched(axes, patterns, "adapter.paths"))
 
 
-def own_axes(config: Config, axes: Any) -> tuple[Any, Any]:
+def own_axes(config: Config, model: families.Config) -> tuple[Any, Any]:
   """Names of the dims of what an adapter trains and of what it keeps.
 
   Args:
     config: one of CONFIGS.
-    axes: of the model.
+    model: that it adapts.
 
   Raises:
-    ValueError: a path that cannot be adapted so.
+    ValueError: a path, or a model, that cannot be adapted so.
   """
+  axes, shapes = families.axes(model), families.abstract(model)
+  if isinstance(config, Prompt | Prefix):
+    key = jax.eval_shape(jax.random.key, 0)
+    begun = jax.eval_shape(functools.partial(config.begin, model), shapes, key)
+    return {prefix.NAME: {n: (None,) * x.ndim for n, x in begun.items()}}, {}
   flat = traverse_util.flatten_dict(axes, sep="/")
   found = {p: config.axes(flat[p], p) for p in chosen(config, axes)}
   return _two_trees(found)
 
 
-def begin(config: Config, axes: Any, base: Any, key: Array) -> tuple[Any, Any]:
+def begin(
+  config: Config, model: families.Config, base: Any, key: Array
+) -> tuple[Any, Any]:
   """What an adapter trains and what it keeps, to begin with.
 
   Args:
     config: one of CONFIGS.
-    axes: of the model.
+    model: that it adapts.
     base: its parameters, as they are held.
     key: what is drawn depends on it and on the number of the path.
   """
+  if isinstance(config, Prompt | Prefix):
+    return {prefix.NAME: config.begin(model, base, key)}, {}
+  axes = families.axes(model)
   names = traverse_util.flatten_dict(axes, sep="/")
   held = traverse_util.flatten_dict(base, sep="/")
   found = {}
@@ -256,31 +270,37 @@ def begin(config: Config, axes: Any, base: Any, key: Array) -> tuple[Any, Any]:
   return _two_trees(found)
 
 
-def own(config: Config, axes: Any, shapes: Any) -> tuple[Any, Any]:
+def own(config: Config, model: families.Config) -> tuple[Any, Any]:
   """Shapes and names of the dims of all leaves of an adapter.
 
   Args:
     config: one of CONFIGS.
-    axes: of the model.
-    shapes: of the model's parameters.
+    model: that it adapts.
   """
-  key = jax.eval_shape(jax.random.key, 0)
-  begun = jax.eval_shape(functools.partial(begin, config, axes), shapes, key)
-  return leaves.join(*begun), leaves.join(*own_axes(config, axes))
+  key, shapes = jax.eval_shape(jax.random.key, 0), families.abstract(model)
+  begun = jax.eval_shape(functools.partial(begin, config, model), shapes, key)
+  return leaves.join(*begun), leaves.join(*own_axes(config, model))
 
 
 def join(
-  config: Config, axes: Any, own: Any, base: Any, key: Array | None
+  config: Config,
+  model: families.Config,
+  own: Any,
+  base: Any,
+  key: Array | None,
 ) -> Any:
   """The parameters of the model with the adapter in its places.
 
   Args:
     config: one of CONFIGS.
-    axes: of the model.
+    model: that it adapts.
     own: all leaves of the adapter.
     base: the model's parameters; they may hold other adapters already.
     key: of dropout; None: nothing drops out.
   """
+  if isinstance(config, Prompt | Prefix):
+    return {**base, prefix.NAME: config.made(model, own[prefix.NAME])}
+  axes = families.axes(model)
   names = traverse_util.flatten_dict(axes, sep="/")
   flat = traverse_util.flatten_dict(base, sep="/")
   mine: dict[str, Own] = {}
@@ -328,9 +348,12 @@ def held_axes(base: Base, axes: Any) -> Any:
   )
 
 
-def speeds(config: Config, axes: Any) -> Any:
-  """What the lr of each trained leaf is multiplied by."""
-  trained, _ = own_axes(config, axes)
+def speeds(config: Config, model: families.Config) -> Any:
+  """What the lr of each trained leaf is multiplied by; None: all by 1."""
+  if isinstance(config, Prompt | Prefix):
+    return None
+  axes = families.axes(model)
+  trained, _ = own_axes(config, model)
   names = traverse_util.flatten_dict(axes, sep="/")
   flat = traverse_util.flatten_dict(trained, sep="/")
   found = {

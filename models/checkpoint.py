@@ -114,11 +114,11 @@ def _with_adapter(
     )
   _, params = load(base, layout, dtype)
   axes = families.axes(c.model)
-  own, own_axes = adapters.own(c.adapter, axes, families.abstract(c.model))
+  own, own_axes = adapters.own(c.adapter, c.model)
   wanted = _placed(own, own_axes, layout, "float32")
   own = arrays.restore(path / "params", wanted)
   held = jax.jit(lambda p: adapters.hold(c.base, axes, p))(params)
-  return c.model, adapters.join(c.adapter, axes, own, held, None)
+  return c.model, adapters.join(c.adapter, c.model, own, held, None)
 
 
 def verify(path: epath.Path) -> None:

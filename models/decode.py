@@ -16,8 +16,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models import cache as caches
-from models import families, sampling
+from models import families, prefix, sampling
 from models.blockwise import BlockArray
 from models.cache import Cache
 from models.families import Config, Params
@@ -118,7 +117,7 @@ def begin(
   n_slots: int,
 ) -> State:
   """Reads the prompts into a new cache and draws the first token of each."""
-  cache = caches.empty(config, tokens.shape[0], n_slots)
+  cache = prefix.start(config, params, tokens.shape[0], n_slots)
   logits, cache = prefill(config, params, tokens, real, cache)
   seen = None
   if policy.law.repetition_penalty is not None:
@@ -242,7 +241,8 @@ def _start(
   end_ids: Sequence[int],
   keys: Key[Array, "B"] | None,
 ) -> tuple[Policy, State]:
-  check(config, prompts, settings.max_tokens)
+  n_prefix = prefix.length(params)
+  check(config, prompts, settings.max_tokens + n_prefix)
   n_rows, longest = len(prompts), max(map(len, prompts))
   if keys is None:
     keys = sampling.keys(settings.seed, n_rows)
@@ -250,7 +250,7 @@ def _start(
     sampling.law(settings, n_rows), keys, jnp.asarray(end_ids, jnp.int32)
   )
   tokens, real = pad(prompts, bucket(longest))
-  n_slots = bucket(longest + settings.max_tokens)
+  n_slots = bucket(n_prefix + longest + settings.max_tokens)
   return policy, _begin(config, params, policy, tokens, real, n_slots)
 
 

@@ -7,7 +7,6 @@ LoRA: arXiv 2106.09685.  DoRA: 2402.09353.  IA3: 2205.05638.
 import functools
 import string
 import typing
-from typing import Any
 
 import flax.struct
 import jax
@@ -92,7 +91,18 @@ class ScaledArray:
     )
 
 
-Weight = Array | QuantArray | BlockArray | LoraArray | ScaledArray
+@typing.no_type_check
+@flax.struct.dataclass
+class ExtendedArray:
+  """A table with rows behind its last one: as a head it has its own alone."""
+
+  base: "Weight"
+  rows: Float[Array, "P D"]
+
+
+Weight = (
+  Array | QuantArray | BlockArray | LoraArray | ScaledArray | ExtendedArray
+)
 
 
 def dense(w: Weight) -> Float[Array, "..."]:
@@ -102,13 +112,6 @@ def dense(w: Weight) -> Float[Array, "..."]:
   if isinstance(w, QuantArray | BlockArray):
     return w.dequantize(jnp.float32)
   return w.astype(jnp.float32)
-
-
-def is_weight(node: Any) -> bool:
-  """Whether a node of a tree of parameters is a leaf of some kind."""
-  return isinstance(
-    node, Array | QuantArray | BlockArray | LoraArray | ScaledArray
-  )
 
 
 def einsum(
@@ -207,6 +210,11 @@ def take(
     return rows + table.strength * update
   if isinstance(table, BlockArray):
     return table.rows(ids, dtype)
+  if isinstance(table, ExtendedArray):
+    beyond = ids - (size := table.base.shape[0])
+    own = table.rows[jnp.maximum(beyond, 0)].astype(dtype)
+    rows = take(table.base, jnp.minimum(ids, size - 1), dtype)
+    return jnp.where(beyond[..., None] < 0, rows, own)
   if isinstance(table, QuantArray):
     one_for_all = table.scale.shape[0] == 1
     scale = table.scale[None] if one_for_all else table.scale[ids]

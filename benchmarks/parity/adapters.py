@@ -55,9 +55,29 @@ ADAPTERS = {
 }
 
 
+_OF_LLAMA = cases.CASES["llama"]
+_KEPT = dict(
+  token_dim=_OF_LLAMA.n_kv_heads * _OF_LLAMA.d_head,
+  num_attention_heads=_OF_LLAMA.n_kv_heads,
+)
+BEFORE = {  # what every text begins with
+  "prompt": peft.PromptTuningConfig(num_virtual_tokens=5),
+  "ptuning": peft.PromptEncoderConfig(
+    num_virtual_tokens=5, encoder_hidden_size=12
+  ),
+  "prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, **_KEPT),
+  "projected": peft.PrefixTuningConfig(
+    num_virtual_tokens=5,
+    prefix_projection=True,
+    encoder_hidden_size=12,
+    **_KEPT,
+  ),
+}
+
+
 def build(kind: str) -> peft.PeftModel:
   """Their model with an adapter of a kind, every leaf of it moved by noise."""
-  case, config = ADAPTERS[kind]
+  case, config = ADAPTERS.get(kind) or ("llama", BEFORE[kind])
   config.task_type = "CAUSAL_LM"
   model = peft.get_peft_model(hf.build(cases.CASES[case]), config).eval()
   for name, leaf in model.named_parameters():
@@ -91,6 +111,13 @@ def make() -> dict[str, np.ndarray]:
       data = (folder / "adapter_model.safetensors").read_bytes()
     for name, x in safetensors.numpy.load(data).items():
       arrays[f"{kind}/tensors/{name}"] = x
+  for kind in BEFORE:
+    model = build(kind)
+    n_read = cases.batch(_OF_LLAMA).tokens.shape[1]
+    arrays[f"{kind}/logits"] = logits(model, "llama")[:, -n_read:]
+    encoder = model.prompt_encoder["default"]
+    for name, x in encoder.state_dict().items():
+      arrays[f"{kind}/own/{name}"] = x.numpy()
   return arrays | blocks()
 
 

@@ -15,7 +15,16 @@ from jax import numpy as jnp
 
 from benchmarks.parity import cases
 from convert import peft
-from models import adapters, arrays, blockwise, checkpoint, families, leaves
+from models import (
+  adapters,
+  arrays,
+  blockwise,
+  checkpoint,
+  decode,
+  families,
+  leaves,
+  prefix,
+)
 from tests.convert.test_hf import save
 
 STORED = pathlib.Path(__file__).parent.parent / "golden" / "peft.npz"
@@ -97,14 +106,59 @@ def test_theirs_comes_in_and_goes_out_again(kind, golden, theirs, tmp_path):
     assert said.get(key) == was.get(key), key
 
 
+@pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix", "projected"])
+def test_what_texts_begin_with_is_read_as_theirs(kind, golden):
+  """F7: logits of peft, and the same when decoding token by token."""
+  config = cases.CASES["llama"]
+  begin = f"{kind}/own/"
+  theirs = {
+    n.removeprefix(begin): x for n, x in golden.items() if n.startswith(begin)
+  }
+  rows = next(n for n in theirs if n.endswith("embedding.weight"))
+  own = {"rows": jnp.asarray(theirs.pop(rows))}
+  for i, name in enumerate(sorted({n.rpartition(".")[0] for n in theirs})):
+    own[f"w{i}"] = jnp.asarray(theirs[f"{name}.weight"].T)
+    own[f"b{i}"] = jnp.asarray(theirs[f"{name}.bias"])
+  of = adapters.Prefix if "pre" in kind or "proj" in kind else adapters.Prompt
+  network = own["w0"].shape[1] if "w0" in own else None
+  adapter = of(n_tokens=5, d_network=network)
+  base = cases.params(config)
+  params = adapters.join(
+    config=adapter, model=config, own={"prefix": own}, base=base, key=None
+  )
+  expected = golden[f"{kind}/logits"]
+  tokens = jnp.asarray(cases.batch(config).tokens)
+  positions = jnp.broadcast_to(jnp.arange(16), tokens.shape)
+
+  @jax.jit
+  def run(params):
+    (hidden, _) = prefix.apply(
+      config, params, tokens, positions, jnp.ones_like(tokens)
+    )
+    return families.logits(config, params, hidden)
+
+  atol = 1e-5 * abs(expected).max()
+  np.testing.assert_allclose(run(params), expected, atol=atol)
+  assert abs(ask(config, base) - expected).max() > 100 * atol
+
+  single, apart = decode.unrolled(config, params)
+  cache = prefix.start(single, apart, 2, 5 + 16)
+  np.testing.assert_array_equal(cache.lengths, 5)
+  read = jax.jit(decode.prefill, static_argnums=0)
+  real = jnp.ones((2, 15), bool)
+  _, cache = read(single, apart, tokens[:, :15], real, cache)
+  got, cache = read(single, apart, tokens[:, 15:], real[:, :1], cache)
+  np.testing.assert_allclose(got, expected[:, -1], atol=atol)
+  np.testing.assert_array_equal(cache.lengths, 5 + 16)
+
+
 def test_pissa_leaves_as_twice_the_rank(tmp_path):
   """What it adds to the base as it was, of all layers at once."""
   config = cases.CASES["llama"]
-  axes = families.axes(config)
   for stabilized in (False, True):
     adapter = adapters.Lora(rank=3, init="pissa", stabilized=stabilized)
     base = cases.params(config)
-    own = leaves.join(*adapters.begin(adapter, axes, base, jax.random.key(0)))
+    own = leaves.join(*adapters.begin(adapter, config, base, jax.random.key(0)))
     own = jax.tree.map(lambda x: x, own)
     flat = {n: np.asarray(x) for n, x in arrays.by_path(own).items()}
     rng = np.random.default_rng(0)

@@ -59,7 +59,7 @@ def ask():
 
 
 def begun(config, base):
-  own, kept = adapters.begin(config, AXES, base, jax.random.key(2))
+  own, kept = adapters.begin(config, MODEL, base, jax.random.key(2))
   return own, kept
 
 
@@ -72,7 +72,7 @@ def moved(own, size=0.1):
 
 
 def joined(config, own, kept, base, key=None):
-  return adapters.join(config, AXES, leaves.join(own, kept), base, key)
+  return adapters.join(config, MODEL, leaves.join(own, kept), base, key)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora"])
@@ -218,7 +218,7 @@ def test_only_the_adapter_has_a_gradient(base, ask):
 )
 def test_what_cannot_be_adapted_is_told(config, told):
   with pytest.raises(ValueError, match=told):
-    adapters.own_axes(config, AXES)
+    adapters.own_axes(config, MODEL)
 
 
 @pytest.mark.parametrize(

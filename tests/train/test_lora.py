@@ -13,9 +13,9 @@ from etils import epath
 
 from configs import door
 from convert import merge
-from models import arrays, base, checkpoint, manifest
+from models import arrays, base, checkpoint, decode, manifest, prefix, sampling
 from train import evaluate, lora, pretrain
-from train.core import conflicts, parts
+from train.core import conflicts, parts, track
 
 ADAPTER = {
   "name": "lora",
@@ -35,7 +35,8 @@ def from_base(page, tmp_path_factory):
     made = page(**changes).to_dict()
     del made["model"], made["tokenizer"]
     made["base"] = {"path": str(workdir), "weights": weights}
-    made["adapter"] = {**ADAPTER, **(adapter or {})}
+    adapter = adapter or {}
+    made["adapter"] = adapter if "name" in adapter else {**ADAPTER, **adapter}
     filled, _ = base.fill(made, [])
     return door.build(filled, lora.SECTIONS)
 
@@ -136,6 +137,43 @@ def test_a_base_that_changed_is_refused(from_base, trained, tmp_path):
   manifest.seal(copied)
   with pytest.raises(ValueError, match="put the base back as it was"):
     checkpoint.load(copied)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_what_texts_begin_with_is_learnt(from_base, tmp_path, kind):
+  """The base stays, the loss falls, and what is saved is read and written with."""
+  path, config = from_base
+  before = _files(path)
+  adapter = {"name": kind, "n_tokens": 4, "d_network": 8}
+  made = config(
+    adapter=adapter,
+    batch={"packing": "stream"},
+    train={"steps": 30},
+    optim={"lr": 0.05},
+    eval={"during": (), "final": ("perplexity",)},
+  )
+  workdir = epath.Path(tmp_path)
+  lora.main(made, workdir)
+  assert _files(path) == before
+  losses = [row["loss"] for row in track.rows(workdir) if "loss" in row]
+  assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
+  evaluate.main(made, workdir)
+  found = json.loads((workdir / "evaluation.json").read_text())
+  assert found["heldout_loss"] < losses[0]
+  model, params = checkpoint.load(workdir)
+  assert prefix.length(params) == 4
+  settings = sampling.Config(max_tokens=4, temperature=0)
+  (text,) = decode.generate(model, params, [[1, 70, 71]], settings)
+  assert len(text) == 4
+  with pytest.raises(ValueError, match="which no matrix holds"):
+    merge.merge(workdir, epath.Path(tmp_path) / "merged")
+
+
+def test_a_prefix_asks_for_one_text_a_row(from_base):
+  _, config = from_base
+  adapter = {"name": "prompt", "n_tokens": 4}
+  with pytest.raises(ValueError, match="a row is one text"):
+    conflicts.check(config(adapter=adapter))
 
 
 def test_b_alone_steps_faster_with_lora_plus(from_base):

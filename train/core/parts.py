@@ -120,16 +120,16 @@ def adapted(
     ValueError: a path that cannot be adapted so.
   """
   axes = families.axes(model)
-  trained_axes, kept_axes = adapters.own_axes(adapter, axes)
+  trained_axes, kept_axes = adapters.own_axes(adapter, model)
 
   def split(params, key):
     held = adapters.hold(base, axes, params)
-    trained, kept = adapters.begin(adapter, axes, held, key)
+    trained, kept = adapters.begin(adapter, model, held, key)
     return trained, Frozen(kept, held)
 
   def join(params, frozen, key):
     own = leaves.join(params, frozen.kept)
-    return adapters.join(adapter, axes, own, frozen.base, key)
+    return adapters.join(adapter, model, own, frozen.base, key)
 
   key = jax.eval_shape(jax.random.key, 0)
   trained, frozen = jax.eval_shape(split, families.abstract(model), key)
@@ -140,7 +140,7 @@ def adapted(
     Frozen(kept_axes, adapters.held_axes(base, axes)),
     split,
     join,
-    adapters.speeds(adapter, axes),
+    adapters.speeds(adapter, model),
   )
 
 
