@@ -4,9 +4,9 @@
     python -m train.evaluate --workdir=runs/lora
     python -m convert.merge --checkpoint=runs/lora --out=runs/merged
 
-Runs on a laptop: 2 CPU cores, 3 minutes. The base is the run of `make demo`; any
-other is `--config.base.path=runs/smollm2`, and QLoRA `--config.base.weights=nf4`.
-Expected: a held-out loss no higher than the base's, and an adapter of 0.6 MB.
+Made for a laptop: 2 CPU cores, some 3 minutes. The base is the run of `make
+demo`; any other is `--config.base.path=runs/smollm2`, and QLoRA is
+`--config.base.weights=nf4`. Expected: a held-out loss no higher than the base's.
 Arguments: `--config=configs/lora.py:steps=50` stops earlier.
 LoRA: 2106.09685; on all matrices, as in QLoRA, 2305.14314.
 """

@@ -122,7 +122,7 @@ def test_what_texts_begin_with_is_read_as_theirs(kind, golden):
   of = adapters.Prefix if "pre" in kind or "proj" in kind else adapters.Prompt
   network = own["w0"].shape[1] if "w0" in own else None
   adapter = of(n_tokens=5, d_network=network)
-  base = cases.params(config)
+  base = jax.tree.map(jnp.asarray, cases.params(config))
   params = adapters.join(
     config=adapter, model=config, own={"prefix": own}, base=base, key=None
   )

@@ -162,7 +162,7 @@ def test_what_texts_begin_with_is_learnt(from_base, tmp_path, kind):
   assert found["heldout_loss"] < losses[0]
   model, params = checkpoint.load(workdir)
   assert prefix.length(params) == 4
-  settings = sampling.Config(max_tokens=4, temperature=0)
+  settings = sampling.Config(max_tokens=4, temperature=0.0)
   (text,) = decode.generate(model, params, [[1, 70, 71]], settings)
   assert len(text) == 4
   with pytest.raises(ValueError, match="which no matrix holds"):
