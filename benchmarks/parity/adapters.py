@@ -107,6 +107,7 @@ def make() -> dict[str, np.ndarray]:
       folder = pathlib.Path(folder)
       said = json.loads((folder / "adapter_config.json").read_text())
       said["base_model_name_or_path"] = case
+      said |= {k: sorted(v) for k, v in said.items() if isinstance(v, list)}
       arrays[f"{kind}/config"] = np.array(json.dumps(said, sort_keys=True))
       data = (folder / "adapter_model.safetensors").read_bytes()
     for name, x in safetensors.numpy.load(data).items():
