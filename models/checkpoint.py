@@ -13,6 +13,7 @@ leaves alone: its config has the sections `adapter` and `base`, and its card the
 digest of the base's manifest.
 """
 
+import functools
 import json
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax import numpy as jnp
 
 from configs import door
 from models import adapters, arrays, families, manifest
+from models.layers import stack
 from sharding.rules import Layout
 
 # What the config.json of an adapter has of it.
@@ -112,12 +114,17 @@ def _with_adapter(
       f"{said['parent_sha256'][:12]}, and that has {found[:12]} now: put the "
       "base back as it was."
     )
-  _, params = load(base, layout, dtype)
+  there, params = load(base, layout, dtype)
+  if getattr(there, "scanned", False) and not c.model.scanned:
+    params = stack.apart(params)
   axes = families.axes(c.model)
   own, own_axes = adapters.own(c.adapter, c.model)
   wanted = _placed(own, own_axes, layout, "float32")
   own = arrays.restore(path / "params", wanted)
-  held = jax.jit(lambda p: adapters.hold(c.base, axes, p))(params)
+  hold = functools.partial(adapters.hold, c.base, axes)
+  held_axes = adapters.held_axes(c.base, axes)
+  held = _shardings(jax.eval_shape(hold, params), held_axes, layout)
+  held = jax.jit(hold, out_shardings=held)(params)
   return c.model, adapters.join(c.adapter, c.model, own, held, None)
 
 
@@ -144,12 +151,15 @@ def places(
   return _placed(families.abstract(model), families.axes(model), layout, dtype)
 
 
-def _placed(shapes: Any, axes: Any, layout: Layout | None, dtype: str) -> Any:
+def _shardings(shapes: Any, axes: Any, layout: Layout | None) -> Any:
   if layout is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    placed = jax.tree.map(lambda _: one, shapes)
-  else:
-    placed = layout.shardings(axes, shapes)
+    return jax.tree.map(lambda _: one, shapes)
+  return layout.shardings(axes, shapes)
+
+
+def _placed(shapes: Any, axes: Any, layout: Layout | None, dtype: str) -> Any:
+  placed = _shardings(shapes, axes, layout)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s),
     shapes,
