@@ -61,7 +61,14 @@ setuptools.setup(
   install_requires=CORE,
   extras_require={
     "test": TEST,
-    "parity": ["torch==2.13.0", "transformers>=5.23,<6", "gguf>=0.19"],
+    "parity": [
+      "accelerate>=1.15",
+      "bitsandbytes>=0.50",
+      "gguf>=0.19",
+      "peft==0.21.2",
+      "torch==2.13.0",
+      "transformers>=5.23,<6",
+    ],
     "serve": ["fastapi>=0.120", "uvicorn>=0.38"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "tracking": ["mlflow-skinny>=3.5", "optuna>=4.5", "wandb>=0.22"],

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 SECTIONS = (
-  "base", "model", "tokenizer", "data", "batch", "objective", "optim", "schedule",
+  "base", "adapter", "model", "tokenizer", "data", "batch", "objective", "optim", "schedule",
   "mesh", "train", "guard", "checkpoint", "eval", "generate",
 )  # fmt: skip
 

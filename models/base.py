@@ -74,34 +74,36 @@ def fill(
   return page, overrides
 
 
-def parent(config: Config, workdir: epath.Path) -> Parent:
-  """The base of a run; where it has checkpoints, as the newest one names it.
+def parent(path: str | None, workdir: epath.Path) -> Parent | None:
+  """The base of a run, if any; where it has checkpoints, as the newest names it.
 
   Raises:
     ValueError: the base is not the one that the run began from, or is not there
       though the run has yet to begin.
   """
+  if path is None:
+    return None
   steps = checkpoint.steps(workdir)
   if not steps:
-    path = checkpoint.find(epath.Path(config.path))
-    return Parent(str(path), manifest.digest(path))
+    found = checkpoint.find(epath.Path(path))
+    return Parent(str(found), manifest.digest(found))
   newest = workdir / "checkpoints" / str(steps[-1])
   said = json.loads((newest / "card.json").read_text())
   began = Parent(said["parent"], said["parent_sha256"])
-  now = epath.Path(config.path)
+  now = epath.Path(path)
   if now.exists():
-    path = checkpoint.find(now)
-    if (found := manifest.digest(path)) != began.sha256:
+    now = checkpoint.find(now)
+    if (found := manifest.digest(now)) != began.sha256:
       raise ValueError(
         f"{newest} began from {began.path} with the manifest "
-        f"{began.sha256[:12]}, and {path} has {found[:12]}: give base.path the "
+        f"{began.sha256[:12]}, and {now} has {found[:12]}: give base.path the "
         "checkpoint that it was, or choose another --workdir."
       )
   return began
 
 
 def read(
-  config: Config,
+  path: epath.Path,
   model: families.Config,
   layout: Layout,
   seed: int,
@@ -116,7 +118,6 @@ def read(
   Raises:
     ValueError: it is damaged, or of another shape.
   """
-  path = epath.Path(config.path)
   checkpoint.verify(path)
   there = arrays.describe(path / "params")
   as_there = model
@@ -152,7 +153,7 @@ def read(
       "model.scanned=False."
     )
   places = jax.tree.map(lambda x: x.sharding, checkpoint.places(model, layout))
-  return jax.jit(_unstacked, out_shardings=places)(params)
+  return jax.jit(stack.apart, out_shardings=places)(params)
 
 
 def _with_drawn(
@@ -168,10 +169,3 @@ def _with_drawn(
   new = jax.jit(draw, out_shardings=places)(jax.random.key(seed))
   flat = traverse_util.flatten_dict(params, sep="/") | new
   return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _unstacked(params: Any) -> Any:
-  return {
-    name: stack.unstack(part) if "layers" in part else part
-    for name, part in params.items()
-  }

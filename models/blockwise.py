@@ -2,7 +2,7 @@
 
 NF4 and double quantization: QLoRA, arXiv 2305.14314, whose appendix E has the
 16 numbers. The scales of scales are of 2110.02861. Blocks are of up to 64
-neighbours along the last dimension, the largest divisor of it, so that they lie
+neighbours along the last dimension, the largest even divisor of it, so that they lie
 within what a shard holds; a width that 64 divides has blocks of 64.
 """
 
@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int
 Kind = Literal["nf4", "int4", "int8"]
 BLOCK = 64  # entries at most that share a scale
 _SCALES = 256  # of these that share one again
-_TYPES = {"nf4": jnp.uint4, "int4": jnp.int4, "int8": jnp.int8}
 _LARGEST = {"int4": 7, "int8": 127}
 # Quantiles of a normal distribution, scaled to [-1, 1], 0 among them.
 NF4 = np.float32([
@@ -67,7 +66,8 @@ class DoubleScale:
 class BlockArray:
   """A weight in blocks.
 
-  Invariant: values.shape == the logical shape; scale has one entry a block.
+  Of 4 bits two neighbours share a byte, the first in its upper half: XLA:CPU
+  takes no argument of a type of 4 bits. `scale` has one entry a block.
   """
 
   values: Int[Array, "..."]
@@ -79,12 +79,17 @@ class BlockArray:
     scale = self.scale
     if isinstance(scale, DoubleScale):
       scale = scale.decode()
+    parts = self.values
+    if self.kind != "int8":
+      parts = jnp.stack([parts >> 4, parts & 15], -1)
+      parts = parts.reshape(*self.values.shape[:-1], -1)
     if self.kind == "nf4":
-      parts = jnp.asarray(NF4)[self.values.astype(jnp.int32)]
+      parts = jnp.asarray(NF4)[parts.astype(jnp.int32)]
     else:
-      parts = self.values.astype(jnp.float32) / _LARGEST[self.kind]
+      middle = 8 if self.kind == "int4" else 0
+      parts = (parts.astype(jnp.float32) - middle) / _LARGEST[self.kind]
     blocks = parts.reshape(*scale.shape, -1) * scale[..., None]
-    return blocks.reshape(self.values.shape).astype(dtype)
+    return blocks.reshape(parts.shape).astype(dtype)
 
   def rows(self, ids: Int[Array, "..."], dtype: jnp.dtype) -> Array:
     """Some rows of a table."""
@@ -96,7 +101,7 @@ class BlockArray:
 
 def size(width: int) -> int:
   """Entries of a block of a weight whose last dimension is so wide."""
-  return max(n for n in range(1, BLOCK + 1) if width % n == 0)
+  return max(n for n in range(2, BLOCK + 1, 2) if width % n == 0)
 
 
 def quantize(
@@ -108,7 +113,15 @@ def quantize(
     w: one weight.
     kind: of its entries.
     double: whether the scales are quantized too.
+
+  Raises:
+    ValueError: a last dimension that is odd.
   """
+  if w.shape[-1] % 2:
+    raise ValueError(
+      f"base.weights={kind}: a weight of the shape {w.shape} has no pairs along "
+      "its last dimension. Hold the base as bfloat16."
+    )
   blocks = w.astype(jnp.float32).reshape(*w.shape[:-1], -1, size(w.shape[-1]))
   scale = jnp.abs(blocks).max(-1)
   parts = blocks / jnp.where(scale > 0, scale, 1)[..., None]
@@ -116,7 +129,12 @@ def quantize(
     codes = _nearest(parts, NF4)
   else:
     codes = jnp.round(parts * _LARGEST[kind])
-  values = codes.reshape(w.shape).astype(_TYPES[kind])
+  codes = codes.reshape(w.shape)
+  if kind == "int8":
+    values = codes.astype(jnp.int8)
+  else:
+    codes = (codes + (8 if kind == "int4" else 0)).astype(jnp.uint8)
+    values = codes[..., ::2] << 4 | codes[..., 1::2]
   return BlockArray(values, _doubled(scale) if double else scale, kind)
 
 

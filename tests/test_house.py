@@ -32,8 +32,8 @@ GROUND = {"absl", "etils", "ml_collections"}  # beside the standard library
 SHARDING = {"jax", "jaxtyping", "numpy"}
 # Optional packages: imported in the one function that needs them.
 OPTIONAL = {
-  "fastapi", "gguf", "mlflow", "onnx", "onnxruntime", "optuna",
-  "torch", "transformers", "uvicorn", "wandb",
+  "bitsandbytes", "fastapi", "gguf", "mlflow", "onnx", "onnxruntime", "optuna",
+  "peft", "torch", "transformers", "uvicorn", "wandb",
 }  # fmt: skip
 LONG_FUNCTIONS = {  # "path:name" -> why it may have 200 lines
   "train/core/loop.py:run": "the loop reads from top to bottom",

@@ -157,7 +157,11 @@ def vocabularies() -> dict[str, tokenizers.Tokenizer]:
 
 def make() -> dict:
   """The tokenizers, and the ids and masks of all cases."""
-  stored = {"tokenizers": {}, "cases": {}}
+  stored = {
+    "tokenizers": {},
+    "conversations": CONVERSATIONS,
+    "cases": {},
+  }
   for kind, model in vocabularies().items():
     stored["tokenizers"][kind] = model.to_str()
     theirs = transformers.PreTrainedTokenizerFast(

@@ -1,4 +1,7 @@
-"""Conversations: their tokens, and which of them the model is to say."""
+"""Conversations: their tokens, and which of them the model is to say.
+
+`python -m benchmarks.parity.chat` made the golden ones.
+"""
 
 import functools
 import json
@@ -51,28 +54,12 @@ def said(found: masking.Text, tokenizer) -> str:
   return "".join(parts) + tokenizer.decode(text)
 
 
-# Made of `benchmarks.parity.chat`: see there.
-CONVERSATIONS = [
-  [
-    {"role": "user", "content": "What is the capital of France?"},
-    {"role": "assistant", "content": "Paris."},
-  ],
-  [
-    {"role": "system", "content": "Answer briefly."},
-    {"role": "user", "content": "  Name two colours,\n\tplease \n"},
-    {"role": "assistant", "content": "red 🙂, 蓝  and blue\n"},
-    {"role": "user", "content": "And one more?"},
-    {"role": "assistant", "content": " green"},
-  ],
-]
-
-
 @pytest.mark.parametrize("kind", ["byte_level", "spaced"])
 @pytest.mark.parametrize("name", templates.TEMPLATES)
 def test_ids_and_masks_are_those_of_transformers(
   kind, name, golden, vocabularies
 ):
-  for i, conversation in enumerate(CONVERSATIONS):
+  for i, conversation in enumerate(golden["conversations"]):
     found = encoder_of(vocabularies[kind], name).text(conversation)
     theirs = golden["cases"][f"{kind}/{name}/{i}"]
     assert found.ids == theirs["ids"]
@@ -409,12 +396,3 @@ def test_labels_are_names_numbers_or_measures(vocabularies):
   assert tagged.targets[tagged.weights > 0].tolist() == [0, 1]
   second = int(np.flatnonzero(tagged.weights)[1])
   assert tokenizer.decode(tagged.tokens[second:]) == " words"
-
-
-@pytest.mark.parity
-def test_the_golden_cases_are_those_of_transformers_today(golden):
-  from benchmarks.parity import chat  # noqa: PLC0415  needs transformers
-
-  made = chat.make()
-  assert chat.CONVERSATIONS == CONVERSATIONS
-  assert made["cases"] == golden["cases"]

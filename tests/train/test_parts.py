@@ -124,14 +124,13 @@ def test_resumed_equals_never_interrupted_without_the_base(
 
 def test_a_changed_base_is_refused(begun, finetuned, tmp_path):
   path, _ = begun
-  config, _ = finetuned
   other = epath.Path(tmp_path) / "other"
   _copy(path, other)
   (other / "card.json").write_text("{}")
   (other / manifest.NAME).unlink()
   manifest.seal(other)
   with pytest.raises(ValueError, match="began from .* with the manifest"):
-    base.parent(dataclasses.replace(config.base, path=str(other)), finetuned[1])
+    base.parent(str(other), finetuned[1])
 
 
 def test_no_gradient_of_a_frozen_head_is_computed(begun, ragged_batch):

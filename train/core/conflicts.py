@@ -8,7 +8,7 @@ import inspect
 import math
 
 from configs import door
-from models import families
+from models import families, prefix
 from models.layers import heads
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
@@ -136,6 +136,11 @@ def _frozen(split, mesh, train, optim):
   if train.diloco is not None:
     raise ValueError(
       f"{what}, and train.diloco would copy them for each replica: leave it out."
+    )
+  if split.speeds is not None and isinstance(optim, optimizers.LBFGS):
+    raise ValueError(
+      "optim.name='lbfgs' steps along one line, and an adapter may ask for an lr "
+      "of each leaf (adapter.b_speed): choose another."
     )
   if optim.mup_width is not None:
     raise ValueError(
@@ -284,6 +289,27 @@ def _written(model, eval):
     )
 
 
+def _prefix(adapter, model, batch, mesh):
+  if not isinstance(adapter, prefix.Prompt | prefix.Prefix):
+    return
+  prefix.check(model)
+  if batch.packing != "stream":
+    raise ValueError(
+      f"batch.packing={batch.packing!r}: behind a prefix a row is one text. Give "
+      "batch.packing='stream'."
+    )
+  if mesh.context > 1:
+    raise ValueError(
+      f"mesh.context={mesh.context} splits a text, and a prefix lies before all "
+      "of it: give context=1."
+    )
+  if batch.length + adapter.n_tokens > model.max_length:
+    raise ValueError(
+      f"batch.length={batch.length} behind adapter.n_tokens={adapter.n_tokens} "
+      f"is more than model.max_length={model.max_length}: shorten one of them."
+    )
+
+
 def _optimizer(split, optim, schedule, train):
   factor = schedules.make(schedule, train.steps)
   optimizers.make(optim, factor, split.axes)
@@ -362,7 +388,8 @@ def _samples(model, eval, generate):
 
 _RULES = (
   _length, _ids, _rows, _columns, _parts, _stages, _passes, _sizes, _frozen,
-  _ahead,
-  _asked, _examples, _noise, _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured,
+  _prefix, _ahead,
+  _asked, _examples, _noise, _mask, _pairs, _written, _optimizer, _rounds,
+  _streamed, _measured,
   _samples,
 )  # fmt: skip

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import jax
 
 from configs import door
-from models import base, families, leaves
+from models import adapters, base, families, leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Parts:
     split: (parameters as the base has them, key) to (trained, frozen).
     join: (trained, frozen, key or None) to what objectives and evaluators
       take; a key drops out.
+    speeds: what the lr of each trained leaf is multiplied by; None: by 1.
   """
 
   shapes: Any
@@ -60,6 +62,7 @@ class Parts:
   frozen_axes: Any
   split: Callable[[Any, Any], tuple[Any, Any]]
   join: Callable[[Any, Any, Any], Any]
+  speeds: Any = None
 
 
 def of(model: Parts | families.Config) -> Parts:
@@ -73,12 +76,14 @@ def of(model: Parts | families.Config) -> Parts:
 
 
 def make(config: door.Config) -> Parts:
-  """The parts that a config asks for by `base.trained`.
+  """The parts that a config asks for, by `adapter` or by `base.trained`.
 
   Raises:
     ValueError: a pattern that matches nothing, or nothing that is left to
       train.
   """
+  if "adapter" in config.sections:
+    return adapted(config.model, config.base, config.adapter)
   trained = getattr(config.sections.get("base"), "trained", None)
   return of(config.model) if trained is None else by_path(config.model, trained)
 
@@ -104,6 +109,39 @@ def by_path(model: families.Config, patterns: tuple[str, ...]) -> Parts:
   trained_axes, frozen_axes = split(axes)
   trained, frozen = split(shapes)
   return Parts(trained, trained_axes, frozen, frozen_axes, split, join)
+
+
+def adapted(
+  model: families.Config, base: adapters.Base, adapter: adapters.Config
+) -> Parts:
+  """Trains an adapter; the base is held as its config says.
+
+  Raises:
+    ValueError: a path that cannot be adapted so.
+  """
+  axes = families.axes(model)
+  trained_axes, kept_axes = adapters.own_axes(adapter, model)
+
+  def split(params, key):
+    held = adapters.hold(base, axes, params)
+    trained, kept = adapters.begin(adapter, model, held, key)
+    return trained, Frozen(kept, held)
+
+  def join(params, frozen, key):
+    own = leaves.join(params, frozen.kept)
+    return adapters.join(adapter, model, own, frozen.base, key)
+
+  key = jax.eval_shape(jax.random.key, 0)
+  trained, frozen = jax.eval_shape(split, families.abstract(model), key)
+  return Parts(
+    trained,
+    trained_axes,
+    frozen,
+    Frozen(kept_axes, adapters.held_axes(base, axes)),
+    split,
+    join,
+    adapters.speeds(adapter, model),
+  )
 
 
 def published(params: Any, frozen: Any) -> Any:

@@ -98,17 +98,11 @@ def train(
   settings = setup.settle(config, workdir, sections, say)
   optimizer, update = make_step(config, s.model, s.layout, objective)
   split = parts.make(config)
-  if getattr(config.optim, "moments", None) == "int8":
-    if whole := moments.whole(split.axes, split.shapes):
-      say(
-        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
-      )
+  _tell_of_moments(config, split, say)
   batches = pipeline.train_batches(
     config.batch, s.store.train, config.data.weights, s.rows, config.train.seed
   )
-  parent = None
-  if "base" in config.sections:
-    parent = base.parent(config.base, workdir)
+  parent = base.parent(_base(config), workdir)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpointing.Checkpoints(
@@ -163,6 +157,20 @@ def train(
   return 0 if is_over else preemption.EXIT_CODE
 
 
+def _base(config: door.Config) -> str | None:
+  return config.base.path if "base" in config.sections else None
+
+
+def _tell_of_moments(
+  config: door.Config, split: parts.Parts, say: Callable[[str], None]
+) -> None:
+  if getattr(config.optim, "moments", None) == "int8":
+    if whole := moments.whole(split.axes, split.shapes):
+      say(
+        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
+      )
+
+
 def make_step(
   config: door.Config,
   model: families.Config,
@@ -180,7 +188,7 @@ def make_step(
   split = parts.make(config)
   axes = split.axes
   factor = schedule.make(config.schedule, config.train.steps)
-  optimizer = optim.make(config.optim, factor, axes)
+  optimizer = optim.make(config.optim, factor, axes, split.speeds)
   if model.dtype == "float16":
     optimizer = precision.wrap(optimizer, precision.Config())
   places = layout.shardings(axes, split.shapes, "grads")
@@ -302,7 +310,8 @@ class _Source:
     """The two parts, as the base begins them."""
     s, c, places = self._setup, self._config, self._places
     seed, say = c.train.seed, self._session.say
-    params = base.read(c.base, s.model, s.layout, seed, say)
+    path = epath.Path(c.base.path)
+    params = base.read(path, s.model, s.layout, seed, say)
     shards = jax.tree.map(lambda x: x.sharding, (places.params, places.frozen))
-    split = jax.jit(self._parts.split, out_shardings=shards, donate_argnums=0)
+    split = jax.jit(self._parts.split, out_shardings=shards)
     return split(params, jax.random.key(seed))

@@ -53,10 +53,10 @@ def make(
   judge = judge or guard.Config()
 
   def step(state: TrainState, batch: Batch):
-    def of_whole(params, part, key):
+    def whole(params, part, key):
       return objective(join(params, state.frozen, key), part, key)
 
-    summed = _summed(of_whole, grad_shardings)
+    summed = _summed(whole, grad_shardings)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = state.params
     scale = precision.loss_scale(state.opt_state)  # 1 but in fp16
@@ -65,12 +65,6 @@ def make(
     )
     weight = jnp.maximum(weight, 1)
     grads = jax.tree.map(lambda g: g / (weight * scale), grads)
-
-    def mean_loss(params):
-      total, _ = over_micro_batches(
-        lambda part, key: of_whole(params, part, key)[:2], batch, key, n_micro
-      )
-      return total / weight
 
     loss = loss_sum / weight
     grad_norm = _norm(axes, grads)
@@ -90,7 +84,8 @@ def make(
       params,
       value=loss,
       grad=grads,
-      value_fn=mean_loss,  # traced only by optimizers that search along a line
+      # Traced only by optimizers that search along a line.
+      value_fn=_mean_loss(whole, batch, key, n_micro, weight),
       is_good=verdict.is_good,  # read by those that keep the state elsewhere
     )
     params, opt_state = streamed.chosen(
@@ -104,6 +99,20 @@ def make(
     return new, _told(metrics, verdict), verdict
 
   return step
+
+
+def _mean_loss(
+  objective: Objective, batch: Batch, key: Array, n_micro: int, weight: Array
+) -> Callable[[Any], Array]:
+  """Parameters to the mean over the batch, whose gradient the step has."""
+
+  def loss(params):
+    total, _ = over_micro_batches(
+      lambda part, key: objective(params, part, key)[:2], batch, key, n_micro
+    )
+    return total / weight
+
+  return loss
 
 
 def _summed(objective: Objective, shardings: Any) -> Callable[..., Any]:

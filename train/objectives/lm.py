@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from configs import fields
 from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
-from models import families
+from models import families, prefix
 from models.layers.embed import Biased
 from models.weights import Weight
 from sharding import context, rules
@@ -54,14 +54,14 @@ def make(config: Config, model: families.Config):
 
   A key of None evaluates: no dropout, and the next token alone.
   """
-  module = families.build(model)
   is_sown = ("losses", "figures")
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
     looks_ahead = key is not None and config.ahead_weight > 0
     with noise(0.0 if key is None else config.neftune_alpha, key):
-      (hidden_BTD, _), sown = module.apply(
-        {"params": params},
+      (hidden_BTD, _), sown = prefix.apply(
+        model,
+        params,
         batch.tokens,
         batch.positions,
         batch.segment_ids,
