@@ -2,9 +2,10 @@
 
     python -m data.functions --out=runs/functions.jsonl
     python -m train.finetune --config=configs/finetune_functions.py \\
-      --config.base.path=runs/quick --workdir=runs/finetuned
+      --workdir=runs/finetuned
 
-Runs on a laptop behind configs/quickstart.py: 2 CPU cores.
+Made for a laptop, behind configs/quickstart.py: 2 CPU cores, some 5 minutes.
+The base is the run of `make demo`; any other is `--config.base.path=RUN`.
 Arguments: `--config=configs/finetune_functions.py:steps=50` stops earlier;
 `:source=own.jsonl` has other rows of instruction, input, output.
 NEFTune: 2310.05914. Stanford Alpaca: https://github.com/tatsu-lab/stanford_alpaca
@@ -17,7 +18,7 @@ def get_config(arg: str = ""):
   """The page."""
   arg = common.parse_arg(arg, steps=200, source="runs/functions.jsonl")
   config = common.base()
-  config.base = dict(path="runs/quick")
+  config.base = dict(path="runs/demo")
   config.data = dict(
     sources=(arg.source,),
     formats=("instruction",),

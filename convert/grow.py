@@ -1,7 +1,7 @@
 """A checkpoint with more control tokens, as chat templates want them.
 
     python -m convert.grow vocabulary --checkpoint=runs/quick --out=runs/grown \\
-      --tokens='<|im_start|>,<|im_end|>'
+      --tokens=TOKEN,TOKEN
 
 The rows of all ids keep their bits; each new one is the mean of them, which is
 as likely as a token of the vocabulary is on average. Where the table has no row

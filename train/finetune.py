@@ -1,7 +1,7 @@
 """Goes on training a checkpoint: on conversations, instructions, labels, text.
 
     python -m train.finetune --config=configs/finetune_functions.py \\
-      --config.base.path=runs/quick --workdir=runs/finetuned
+      --workdir=runs/finetuned
 
 Model and tokenizer are the base's; `base.trained` names the paths that are
 trained, "*" for any characters, and the others keep their bits. Records that
