@@ -11,6 +11,7 @@ CORE = [
   "grain>=0.2.18",
   "jax>=0.10.2",
   "jaxtyping>=0.3.11",
+  "jinja2>=3.1.6",  # earlier ones let templates out of the sandbox
   "matplotlib>=3.10",
   "ml-collections>=1.1",
   "numpy>=2.4",
@@ -61,12 +62,15 @@ setuptools.setup(
   extras_require={
     "test": TEST,
     "parity": [
-      "torch==2.13.0",
-      "transformers>=5.23,<6",
+      "accelerate>=1.15",
+      "bitsandbytes>=0.50",
       "gensim>=4.4",
       "gguf>=0.19",
+      "peft==0.21.2",
+      "torch==2.13.0",
+      "transformers>=5.23,<6",
     ],
-    "serve": ["fastapi>=0.120", "uvicorn>=0.38", "jinja2>=3.1"],
+    "serve": ["fastapi>=0.120", "uvicorn>=0.38"],
     "eval": ["rouge-score>=0.1.2", "sacrebleu>=2.6", "scikit-learn>=1.9"],
     "lm-eval": ["lm-eval==0.4.13"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],

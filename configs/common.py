@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 SECTIONS = (
-  "model", "tokenizer", "data", "batch", "objective", "optim", "schedule",
+  "base", "adapter", "model", "tokenizer", "data", "batch", "objective", "optim", "schedule",
   "mesh", "train", "guard", "checkpoint", "eval", "generate",
 )  # fmt: skip
 

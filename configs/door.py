@@ -55,6 +55,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+# (page, overrides) to what is built of them.
+Fill = Callable[
+  [Mapping[str, Any], Iterable[str]], tuple[dict[str, Any], list[str]]
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """A resolved page: `config.optim` is the built dataclass of that section."""
@@ -92,6 +98,7 @@ def run(
   sections: fields.Sections,
   *,
   needs_workdir: bool = True,
+  fill: Fill | None = None,
 ) -> NoReturn:
   """Runs an entrypoint: reads flags and page, calls main, exits.
 
@@ -99,6 +106,8 @@ def run(
     main: takes the config and the workdir, returns the exit code.
     sections: that it reads.
     needs_workdir: False where a config is enough; main's is None then.
+    fill: takes the page and the overrides, and gives them back with sections
+      that come from elsewhere.
   """
 
   def start(overrides: list[str]) -> int | None:
@@ -116,6 +125,8 @@ def run(
         f"--config is missing and {workdir} holds no config.json: "
         "give --config=configs/PAGE.py, or the workdir of a run."
       )
+    if fill is not None:
+      page, overrides = fill(page, overrides)
     return main(build(page, sections, overrides), workdir)
 
   def parse(argv: list[str]) -> list[str]:

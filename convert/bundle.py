@@ -154,33 +154,71 @@ def write(
   Raises:
     ValueError: `out` is there already.
   """
+  config = dataclasses.replace(config, scanned=True)
+  leaves, n_listed = _leaves(config, found, there, dtype)
+  types = [leaf.dtype.name for leaf in leaves.values() for _ in leaf.shape]
+  config = dataclasses.replace(config, dtype=max(DTYPES, key=types.count))
+  places = tensors.Places(config)
+
+  def parts():
+    for name, piece in found.items():
+      cut = piece.split(turn(name, there[name].read()))
+      for of, x in zip(piece.parts, cut, strict=True):
+        yield *places.of(of), x
+
+  lay(
+    out,
+    leaves,
+    n_listed,
+    parts(),
+    settings=page(out, config, tokenizer),
+    said=card.make(0, None, None, {}, source=dict(source)),
+    tokenizer=tokenizer,
+  )
+  return config
+
+
+def lay(
+  out: epath.Path,
+  leaves: Mapping[str, jax.ShapeDtypeStruct],
+  n_listed: Mapping[str, int],
+  parts: Iterable[tuple[str, tuple[int, ...], np.ndarray]],
+  *,
+  settings: Mapping[str, Any],
+  said: Mapping[str, Any],
+  tokenizer: Tokenizer | None,
+) -> None:
+  """Makes a checkpoint: a directory that is not there before its end.
+
+  Args:
+    out: must not be there, or be empty.
+    leaves: of params/, by path.
+    n_listed: as of `arrays.Sink`.
+    parts: leaf, index and numbers of each part.
+    settings: for config.json.
+    said: for card.json.
+    tokenizer: what its text was read with, if anything.
+
+  Raises:
+    ValueError: `out` is there already.
+  """
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"{out} is there and not empty: give another --out.")
   part = out.parent / f"{out.name}.part"
   if part.exists():
     part.rmtree()
   (part / "params").mkdir(parents=True)
-  config = dataclasses.replace(config, scanned=True)
-  leaves, n_listed = _leaves(config, found, there, dtype)
-  types = [leaf.dtype.name for leaf in leaves.values() for _ in leaf.shape]
-  config = dataclasses.replace(config, dtype=max(DTYPES, key=types.count))
-  places = tensors.Places(config)
   sink = arrays.Sink(part / "params", leaves, n_listed)
-  for name, piece in found.items():
-    cut = piece.split(turn(name, there[name].read()))
-    for of, x in zip(piece.parts, cut, strict=True):
-      sink.write(*places.of(of), x)
+  for name, index, x in parts:
+    sink.write(name, index, x)
   if tokenizer is not None:
     tokenizer.save(part)
-  settings = page(out, config, tokenizer)
   (part / "config.json").write_text(json.dumps(settings, indent=1))
-  said = card.make(0, None, {}, source=dict(source))
   (part / "card.json").write_text(json.dumps(said, indent=1))
   manifest.seal(part)
   if out.exists():
     out.rmdir()
   part.rename(out)
-  return config
 
 
 def page(

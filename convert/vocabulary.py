@@ -6,7 +6,7 @@ tokenizer_config.json beside it (data/tokenizer.py).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sentencepiece
@@ -85,6 +85,36 @@ def write(tokenizer: Tokenizer, folder: epath.Path) -> dict[str, Any]:
   return ids
 
 
+def grown(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
+  """The same with control tokens behind its last id; no text spells them.
+
+  Raises:
+    ValueError: it has one of them, or is of a kind that cannot grow.
+  """
+  if tokenizer.filename == "tokenizer.json":
+    model = _model(tokenizer.blob)
+    there = [name for name in names if model.token_to_id(name) is not None]
+    model.add_special_tokens(
+      [tokenizers.AddedToken(name, normalized=False) for name in names]
+    )
+    blob = model.to_str().encode()
+  elif tokenizer.filename == "tokenizer.model":
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.blob)
+    there = [x.piece for x in proto.pieces if x.piece in names]
+    for name in names:
+      kind = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+      proto.pieces.add(piece=name, score=0.0, type=kind)
+    blob = proto.SerializeToString()
+  else:
+    raise ValueError(
+      "a tokenizer of bytes has no names to add: train one of another kind "
+      "(data.train_tokenizer)."
+    )
+  if there:
+    raise ValueError(f"the tokenizer has {', '.join(there)} already.")
+  return own.make(tokenizer.filename, blob, tokenizer.beside)
+
+
 def _as_theirs(tokenizer: Tokenizer) -> Tokenizer:
   """One that was trained here, as the library tokenizers has it.
 
@@ -117,7 +147,10 @@ def _as_theirs(tokenizer: Tokenizer) -> Tokenizer:
     "clean_up_tokenization_spaces": False,
     **names,
   }
-  beside = {own.SETTINGS: json.dumps(said, indent=1).encode()}
+  beside = {
+    **tokenizer.beside,
+    own.SETTINGS: json.dumps(said, indent=1).encode(),
+  }
   return own.make("tokenizer.json", model.to_str().encode(), beside)
 
 

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from data import store
+from data import example, store
 
 DECK = 1 << 16  # documents in which each corpus has exactly its share
 
@@ -27,7 +27,7 @@ class Documents(Sequence):
   def __len__(self) -> int:
     return len(self._order)
 
-  def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
+  def __getitem__(self, index: int) -> example.Document:
     part, place = self.place(index)
     return self._corpora[part][place]
 

@@ -5,6 +5,9 @@ targets all but the first, so each target is predicted exactly once, EOS too.
 A document that does not fit continues in the packer's next row, as a segment
 of its own with positions from 0: a position embedding of T entries suffices.
 
+Whole, no example is parted: what does not fit waits for the next row, and only
+what is longer than a row is cut. A plain text goes in pieces of a row then.
+
 In pairs (BERT, arXiv 1810.04805) a segment is BOS, a part of a document, EOS,
 what follows or a part of another document, EOS. Nothing is shifted: the target of
 its first token is 1 where the second part comes from elsewhere.
@@ -17,11 +20,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from data import example
 from data.batch import Batch, Source
 from data.corrupt import Noise, Pair
+from data.example import Example
 from data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 ENDS = (BOS_ID, EOS_ID)  # of a document, where its tokenizer has no others
+N_HELD = 16  # documents that wait for a row with room for them as a whole
 ROOM = 16  # tokens that a row has left for a pair, or is full
 
 
@@ -58,6 +64,24 @@ def blank(
   )
 
 
+def place(
+  batch: Batch, row: int, filled: int, segment: int, piece: Example
+) -> None:
+  """Writes a piece of a document behind what a row holds."""
+  n = len(piece.tokens)
+  here = np.s_[row, filled : filled + n]
+  batch.tokens[here] = piece.tokens
+  batch.targets[here] = piece.targets
+  batch.weights[here] = piece.weights
+  batch.segment_ids[here] = segment
+  batch.positions[here] = np.arange(n)
+
+
+def piece_of(whole: Example, start: int, n: int) -> Example:
+  """The tokens of an example from there on, at most n."""
+  return Example(*(x[start : start + n] for x in whole))
+
+
 class Packer:
   """Reads a sequence of documents and fills one row after the other.
 
@@ -73,20 +97,20 @@ class Packer:
   ):
     """Reads documents first, first + step, ... of a sequence."""
     self._documents, self._first, self._step = documents, first, step
-    self._bos, self._eos = (np.array([i], np.int32) for i in ends)
+    self._ends = ends
     self._n_done = -1
     self.state = (0, 0)
 
   @property
-  def state(self) -> tuple[int, int]:
+  def state(self) -> tuple:
     """(documents done, targets used of the next one)."""
     return self._n_done, self._offset
 
   @state.setter
-  def state(self, state: tuple[int, int]) -> None:
+  def state(self, state: tuple) -> None:
     n_done, self._offset = state
     if n_done != self._n_done:
-      self._sequence = None  # the document's ids with BOS and EOS, once read
+      self._read = None  # the document, once it is read
     self._n_done = n_done
 
   @property
@@ -103,28 +127,87 @@ class Packer:
     indices = []
     filled, segment, length = 0, 1, batch.tokens.shape[1]
     while filled < length and not self.exhausted:
-      if self._sequence is None:
-        ids = self._documents[self._index]
-        self._sequence = np.concatenate([self._bos, ids, self._eos])
+      if self._read is None:
+        self._read = example.of(self._documents[self._index], self._ends)
       indices.append(self._index)
-      start = self._offset
-      n = min(len(self._sequence) - 1 - start, length - filled)
-      here = np.s_[row, filled : filled + n]
-      batch.tokens[here] = self._sequence[start : start + n]
-      batch.targets[here] = self._sequence[start + 1 : start + n + 1]
-      batch.weights[here] = 1
-      batch.segment_ids[here] = segment
-      batch.positions[here] = np.arange(n)
-      filled, segment = filled + n, segment + 1
-      if start + n == len(self._sequence) - 1:
+      piece = piece_of(self._read, self._offset, length - filled)
+      place(batch, row, filled, segment, piece)
+      filled, segment = filled + len(piece.tokens), segment + 1
+      self._offset += len(piece.tokens)
+      if self._offset == len(self._read.tokens):
         self.state = (self._n_done + 1, 0)
-      else:
-        self._offset = start + n
     return indices
 
   @property
   def _index(self) -> int:
     return self._first + self._n_done * self._step
+
+
+class WholePacker(Packer):
+  """Fills rows with documents that fit them; those that do not wait.
+
+  Its state also has those that wait, each with the targets used of it.
+  """
+
+  @property
+  def state(self) -> tuple:
+    """(documents done, targets used of the next one, those that wait)."""
+    return self._n_done, self._offset, [[*place] for place in self._held]
+
+  @state.setter
+  def state(self, state: tuple) -> None:
+    n_done, self._offset, *held = state
+    self._held = [tuple(place) for place in (held[0] if held else [])]
+    self._n_done = n_done
+    self._known: dict[int, Example] = {}  # the documents that wait
+
+  @property
+  def exhausted(self) -> bool:
+    """Whether a finite sequence has no document left."""
+    return not self._held and self._index >= len(self._documents)
+
+  def fill(self, batch: Batch, row: int) -> list[int]:
+    """Writes one row, as `Packer.fill` does; padding is what no waiting fits."""
+    indices: list[int] = []
+    filled, length = 0, batch.tokens.shape[1]
+
+    def fits(index: int, start: int) -> bool:
+      nonlocal filled
+      piece = piece_of(self._document(index), start, length)
+      n = len(piece.tokens)
+      if filled + n > length:
+        return False
+      indices.append(index)
+      place(batch, row, filled, len(indices), piece)
+      filled += n
+      return True
+
+    self._held = [waiting for waiting in self._held if not fits(*waiting)]
+    while filled < length and len(self._held) < N_HELD:
+      if self._index >= len(self._documents):
+        break
+      following = self._next(length)
+      if not fits(*following):
+        self._held.append(following)
+    waiting = {index for index, _ in self._held} | {self._index}
+    self._known = {i: x for i, x in self._known.items() if i in waiting}
+    return indices
+
+  def _next(self, length: int) -> tuple[int, int]:
+    """The next document, or piece of a plain text, that no row has had."""
+    index, start = self._index, self._offset
+    n_tokens = len(self._document(index).tokens)
+    is_text = not isinstance(self._documents[index], Example)
+    if is_text and start + length < n_tokens:
+      self._offset += length
+    else:
+      self._n_done, self._offset = self._n_done + 1, 0
+    return index, start
+
+  def _document(self, index: int) -> Example:
+    if index not in self._known:
+      self._known[index] = example.of(self._documents[index], self._ends)
+    return self._known[index]
 
 
 class PairPacker(Packer):
@@ -144,6 +227,7 @@ class PairPacker(Packer):
   ):
     """Reads documents first, first + step, ... of a sequence."""
     super().__init__(documents, first, step, ends)
+    self._bos, self._eos = (np.array([i], np.int32) for i in ends)
     self._seed = seed
 
   def fill(self, batch: Batch, row: int) -> list[int]:
@@ -151,9 +235,9 @@ class PairPacker(Packer):
     indices: list[int] = []
     filled, length = 0, batch.tokens.shape[1]
     while not self.exhausted and length - filled >= ROOM:
-      if self._sequence is None:
-        self._sequence = self._documents[self._index]
-      rest = self._sequence[self._offset :]
+      if self._read is None:
+        self._read = self._documents[self._index]
+      rest = self._read[self._offset :]
       if len(rest) < 2:
         self.state = (self._n_done + 1, 0)
         continue
@@ -183,7 +267,7 @@ class PairPacker(Packer):
     # Documents come in a random order: those ahead are as good as any.
     ahead = self._index + int(rng.integers(1, 1000))
     other = self._documents[ahead % len(self._documents)]
-    same = len(other) == len(self._sequence) and (other == self._sequence).all()
+    same = len(other) == len(self._read) and (other == self._read).all()
     if same or not len(other):
       return first, second, False
     start = int(rng.integers(max(len(other) - len(second), 0) + 1))
@@ -209,6 +293,7 @@ class NoisyPacker(Packer):
   ):
     """Reads documents first, first + step, ... of a sequence."""
     super().__init__(documents, first, step, ends)
+    self._bos, self._eos = (np.array([i], np.int32) for i in ends)
     self._noise, self._seed = noise, seed
 
   def fill(self, batch: Batch, row: int) -> list[int]:
@@ -218,14 +303,14 @@ class NoisyPacker(Packer):
     length = batch.tokens.shape[1]
     source_length = batch.source.tokens.shape[1] if batch.source else 0
     while not self.exhausted:
-      if self._sequence is None:
-        self._sequence = self._documents[self._index]
-      start, whole = self._offset, len(self._sequence)
+      if self._read is None:
+        self._read = self._documents[self._index]
+      start, whole = self._offset, len(self._read)
       if whole - start < 2:
         self.state = (self._n_done + 1, 0)
         continue
       drawn = self._noise.draw(
-        self._sequence[start:],
+        self._read[start:],
         (self._seed, self._index, start),
         length - n_written,
         source_length - n_read,
@@ -264,11 +349,15 @@ class NoisyPacker(Packer):
     end = self._eos if pair.closed or is_last else self._eos[:0]
     sequence = np.concatenate([self._bos, text, end])
     n = len(sequence) - 1
+    ones = np.ones(n, np.float32)
+    place(
+      batch,
+      row,
+      n_written,
+      segment,
+      Example(sequence[:-1], sequence[1:], ones),
+    )
     here = np.s_[row, n_written : n_written + n]
-    batch.tokens[here], batch.targets[here] = sequence[:-1], sequence[1:]
-    batch.weights[here] = 1
-    batch.segment_ids[here] = segment
-    batch.positions[here] = np.arange(n)
     if batch.prefix is not None:
       n_seen = 1 + len(pair.source)
       batch.prefix[here] = n_seen

@@ -9,6 +9,7 @@ run may resume on another number: it reads other rows of the same state.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import queue
 import threading
@@ -19,7 +20,7 @@ import numpy as np
 
 from configs import fields
 from configs.ranges import Count, Natural
-from data import corrupt, mixture, packing, store
+from data import corrupt, example, mixture, packing, store
 from data import tokenizer as tokenizers
 from data.batch import Batch
 
@@ -34,8 +35,8 @@ class Config:
   size: Count = 32  # rows in the global batch
   length: Count = 256  # tokens in a row
   # "segments": a token sees its own document only. "stream": all before it.
-  # "pairs": two texts side by side, for BERT.
-  packing: Literal["segments", "stream", "pairs"] = "segments"
+  # "pairs": two texts side by side, for BERT. "whole": examples are not parted.
+  packing: Literal["segments", "stream", "pairs", "whole"] = "segments"
   n_interleaved: Count = 1  # documents that a row reads in turn, a row of each
   n_ahead: Count = 4  # batches that are made while the devices work
   noise: corrupt.Config | None = None  # what of the texts is hidden
@@ -102,6 +103,9 @@ class Config:
     return made
 
 
+PACKERS = {"pairs": packing.PairPacker, "whole": packing.WholePacker}
+
+
 class Origin(NamedTuple):
   """The document that a segment of a row is a part of."""
 
@@ -132,8 +136,15 @@ def train_batches(
     noise: what hides a part of the texts: `config.noise_of`.
 
   Raises:
-    ValueError: if the corpora were made by different tokenizers.
+    ValueError: if the corpora were made by different tokenizers, or examples
+      would be parted.
   """
+  parted = [corpus.name for corpus in corpora if corpus.is_examples]
+  if parted and config.packing != "whole":
+    raise ValueError(
+      f"batch.packing={config.packing!r} parts documents at the ends of rows, and"
+      f" those of {', '.join(parted)} are examples: give batch.packing='whole'."
+    )
   if len({corpus.tokenizer for corpus in corpora}) > 1:
     made = ", ".join(f"{c.name} by {c.tokenizer[:12]}" for c in corpora)
     raise ValueError(
@@ -149,12 +160,14 @@ class TrainBatches:
   def __init__(self, config, corpora, weights, rows, seed, noise):
     self._corpora = corpora
     self._documents = mixture.shuffled(corpora, weights, seed)
-    make, args = packing.Packer, (self._documents,)
+    make, args = PACKERS.get(config.packing, packing.Packer), ()
     if config.packing == "pairs":
-      make, args = packing.PairPacker, (self._documents, seed)
+      args = (seed,)
     if noise is not None:
-      make, args = packing.NoisyPacker, (self._documents, noise, seed)
-    self._make = functools.partial(make, *args, ends=corpora[0].ends)
+      make, args = packing.NoisyPacker, (noise, seed)
+    self._make = functools.partial(
+      make, self._documents, *args, ends=corpora[0].ends
+    )
     self._config, self._rows = config, list(rows)
     self._packers = [self._packer(row) for row in rows]
     self._made_from = {
@@ -263,10 +276,14 @@ def eval_batches(
   """Yields every document once, in order; rows of the last batch may be empty.
 
   The documents lie end to end whatever the batch's size, so that a loss over
-  them is the same for every size and number of hosts. Every host steps as
-  often. Rows without a document have no weight.
+  them is the same for every size and number of hosts; where any are examples,
+  all are kept whole. Every host steps as often. Rows without a document have no
+  weight.
   """
   if not corpora:
+    return
+  if any(corpus.is_examples for corpus in corpora):
+    yield from _whole_batches(corpora, size, length, rows)
     return
   packer = packing.Packer(mixture.joined(corpora), ends=corpora[0].ends)
   # Targets of all documents up to each: where a row begins is known from the
@@ -304,6 +321,43 @@ def noisy_eval_batches(
       else:
         packer.fill(config.blank(1), 0)
     yield batch
+
+
+def _whole_batches(
+  corpora: Sequence[store.Corpus], size: int, length: int, rows: Sequence[int]
+) -> Iterator[Batch]:
+  """`eval_batches` of whole documents, one behind the other while they fit."""
+  documents, filled = mixture.joined(corpora), length
+  made: list[list[tuple[int, int]]] = []  # row -> document, first token
+  sizes = itertools.chain.from_iterable(
+    ((int(n) + (not c.is_examples), c.is_examples) for n in c.lengths)
+    for c in corpora
+  )
+  for index, (n_tokens, is_example) in enumerate(sizes):
+    for start in range(0, length if is_example else n_tokens, length):
+      n = min(n_tokens - start, length)
+      if filled + n > length:
+        made.append([])
+        filled = 0
+      made[-1].append((index, start))
+      filled += n
+  for first in range(0, len(made), size):
+    batch = packing.blank(len(rows), length)
+    for i, row in enumerate(rows):
+      at, pieces = 0, made[first + row : first + row + 1]
+      for segment, (index, start) in enumerate(sum(pieces, []), start=1):
+        whole = example.of(documents[index], corpora[0].ends)
+        piece = packing.piece_of(whole, start, length)
+        packing.place(batch, i, at, segment, piece)
+        at += len(piece.tokens)
+    yield batch
+
+
+def n_cut(corpora: Sequence[store.Corpus], length: int) -> tuple[int, int]:
+  """Examples that are longer than a row, whose ends are lost, and examples."""
+  lengths = [corpus.lengths for corpus in corpora if corpus.is_examples]
+  joined = np.concatenate([np.zeros(0, np.int64), *lengths])
+  return int((joined > length).sum()), len(joined)
 
 
 class Prefetch:

@@ -20,6 +20,7 @@ of the benchmarks of `data.decontaminate` (data/decontaminate.py).
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import heapq
 import json
@@ -40,6 +41,8 @@ from data import journal as journal_lib
 from data import shards, sources
 from data import store as store_lib
 from data import tokenizer as tokenizer_lib
+from data.chat import encoder
+from data.chat import formats as formats_lib
 from data.nearby import copy_file, file_sha256, is_remote
 from data.quarantine import Quarantine
 
@@ -51,6 +54,9 @@ class Config:
   sources: tuple[str, ...] = ("stdlib",)  # see data/sources/__init__.py
   weights: tuple[Positive, ...] = ()  # shares of tokens; () is as they are
   text_key: str = "text"  # of a JSON object; the column of a table
+  # What the columns of records mean: one for all sources, or one each.
+  formats: tuple[formats_lib.Format, ...] = ("text",)
+  chat: encoder.Config = encoder.Config()  # for all formats but text
   heldout_fraction: Fraction = 0.02  # of the documents
   shard_bytes: Bytes = 256 << 20  # of ids in a shard, before compression
   path: str = ""  # the store's folder; "" is WORKDIR/store
@@ -71,6 +77,16 @@ class Config:
         f"data.weights={self.weights} has {len(self.weights)} shares for"
         f" {len(self.sources)} sources: give one each, or none."
       )
+    if len(self.formats) not in (1, len(self.sources)):
+      raise ValueError(
+        f"data.formats={self.formats} has {len(self.formats)} formats for"
+        f" {len(self.sources)} sources: give one for all, or one each."
+      )
+
+  def form(self, source: str) -> formats_lib.Format:
+    """The format of a source's records."""
+    given = dict(zip(self.sources, self.formats, strict=False))
+    return given.get(source, self.formats[0])
 
 
 # Settings that the content of a store does not depend on.
@@ -167,6 +183,8 @@ def _tokenizer(
     sample(config, tokenizer_config.sample_bytes)
   ) as texts:
     tokenizer = tokenizer_lib.train(tokenizer_config, texts)
+  if config.chat.template or formats_lib.SPOKEN & {*config.formats}:
+    tokenizer = encoder.talking(config.chat, tokenizer)
   tokenizer.save(journal.folder)
   journal.append({"tokenizer": tokenizer.fingerprint})
   logging.info(
@@ -207,7 +225,7 @@ def _readable(config: Config) -> Iterator[sources.Document]:
       continue
     title = f"{source}, to train the tokenizer"
     quarantine = Quarantine(source, config.max_bad_fraction, title=title)
-    reading = _reading(config, on_read=quarantine.read)
+    reading = _reading(config, source, on_read=quarantine.read)
     for _, item in sources.read(source, reading):
       quarantine.take(item)
       if isinstance(item, sources.Document):
@@ -215,9 +233,16 @@ def _readable(config: Config) -> Iterator[sources.Document]:
     quarantine.close()
 
 
-def _reading(config: Config, **more) -> sources.Reading:
+def _reading(config: Config, source: str, **more) -> sources.Reading:
+  form = config.form(source)
+  columns = (
+    formats_lib.columns(form, config.chat.columns) if form != "text" else ()
+  )
   return sources.Reading(
-    text_key=config.text_key, max_bytes=config.max_document_bytes, **more
+    text_key=config.text_key,
+    columns=columns,
+    max_bytes=config.max_document_bytes,
+    **more,
   )
 
 
@@ -229,12 +254,13 @@ def _write_sources(
   leaks = None
   if config.decontaminate.sources:
     leaks = decontaminate_lib.Index(config.decontaminate)
-  recipe = shards.Recipe(
-    reading=_reading(config),
+  recipe = functools.partial(
+    shards.Recipe,
     heldout_fraction=config.heldout_fraction,
     max_bad_fraction=config.max_bad_fraction,
     shard_bytes=config.shard_bytes,
     tokenizer=tokenizer,
+    encoder=encoder.Encoder(config.chat, tokenizer),
     leaks=leaks,
   )
   entries = []
@@ -243,7 +269,8 @@ def _write_sources(
       entry = _refer(config, source, tokenizer)
     else:
       started = time.monotonic()
-      entry = shards.write(source, i, recipe, journal)
+      how = recipe(reading=_reading(config, source), form=config.form(source))
+      entry = shards.write(source, i, how, journal)
       logging.info(
         "%s: %s", source, _summary(entry, time.monotonic() - started)
       )
@@ -328,7 +355,13 @@ def _refer(
       " its leaks are not those that are looked for here. Prepare it again with"
       " the same data.decontaminate."
     )
-  entry = {}
+  found = {corpus.form for corpus in other.train}
+  if len(found) > 1:
+    raise ValueError(
+      f"data.sources: {source!r} holds {' and '.join(sorted(found))}: a source"
+      " has records of one format. Prepare them apart."
+    )
+  entry = {"format": found.pop()}
   for split in store_lib.SPLITS:
     corpora = getattr(other, split)
     entry[split] = {

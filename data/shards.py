@@ -11,20 +11,22 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import zstandard
 from array_record.python import array_record_module
 from etils import epath
 
-from data import sources, store
+from data import example, sources, store
+from data.chat.encoder import Encoder
+from data.chat.formats import Format
 from data.decontaminate import Index
+from data.example import Example
 from data.journal import Journal
 from data.nearby import file_sha256
 from data.quarantine import Quarantine
-from data.sources import Bad, Document, Place
+from data.sources import Bad, Document, Place, Record
 from data.tokenizer import Tokenizer
 
 QUARANTINE, LEAKS = "quarantine.jsonl", "leaks.jsonl"
@@ -35,13 +37,15 @@ BATCH_ITEMS = 1 << 14
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """What is the same for every source of a store."""
+  """How a source becomes shards."""
 
   reading: sources.Reading
+  form: Format  # of its records
   heldout_fraction: float | int
   max_bad_fraction: float | int
   shard_bytes: int
   tokenizer: Tokenizer
+  encoder: Encoder  # of records that are more than a text
   leaks: Index | None  # None: leaks are not looked for
 
 
@@ -84,6 +88,7 @@ def write(
   }
   counted = done[-1]["quarantine"]
   return entry | {
+    "format": recipe.form,
     "n_leaks": done[-1]["n_leaks"],
     "bad": counted["kinds"],
     "lost_bytes": counted["lost_bytes"],
@@ -156,8 +161,8 @@ class _Work:
     self._begin_unit()
     reading = dataclasses.replace(recipe.reading, on_read=quarantine.read)
     for batch in _batches(sources.read(self._source, reading, self._place)):
-      texts = [item.text for _, item in batch if isinstance(item, Document)]
-      encoded = iter(recipe.tokenizer.encode_batch(texts))
+      found = [item for _, item in batch if isinstance(item, Document)]
+      encoded = iter(self._encoded(found))
       for place, item in batch:
         if isinstance(item, Document):
           self._take(item, next(encoded))
@@ -167,8 +172,29 @@ class _Work:
     quarantine.close()
     self._finish_unit(is_last=True)
 
-  def _take(self, document: Document, ids: Sequence[int]) -> None:
+  def _encoded(
+    self, documents: Sequence[Document]
+  ) -> Iterable[Sequence[int] | Example | Bad]:
     recipe = self._recipe
+    if recipe.form == "text":
+      return recipe.tokenizer.encode_batch([x.text for x in documents])
+    return map(self._example, documents)
+
+  def _example(self, document: Document) -> Example | Bad:
+    try:
+      if not isinstance(document, Record):
+        raise ValueError("a text has no columns")
+      return self._recipe.encoder.example(document.columns, self._recipe.form)
+    except ValueError as error:
+      return Bad(document.id, "format", str(error)[:300], document.text[:120])
+
+  def _take(
+    self, document: Document, ids: Sequence[int] | Example | Bad
+  ) -> None:
+    recipe = self._recipe
+    if isinstance(ids, Bad):
+      self._quarantine.take(ids)
+      return
     split = split_of(document.id, recipe.heldout_fraction)
     leak = recipe.leaks.find(document.text) if recipe.leaks else None
     if not ids:  # WordPiece makes nothing of whitespace
@@ -180,20 +206,18 @@ class _Work:
       entry = {"source": self._source, "document": document.id}
       self._listings[LEAKS].append(entry | leak._asdict())
     else:
-      if not self._writers[split].has_room(len(ids), recipe.shard_bytes):
+      record = example.to_record(ids, recipe.tokenizer.vocab_size)
+      if not self._writers[split].has_room(len(record), recipe.shard_bytes):
         self._finish_unit(is_last=False)
         self._begin_unit()
       self._quarantine.take(document)
-      self._writers[split].add(document.id, ids, len(document.text.encode()))
+      n_tokens, n_bytes = example.n_tokens(ids), len(document.text.encode())
+      self._writers[split].add(document.id, record, n_tokens, n_bytes)
 
   def _begin_unit(self) -> None:
     name = f"{self._number:02d}-{self._n_units:05d}.arrayrecord"
     self._writers = {
-      split: ShardWriter(
-        self._journal.folder,
-        f"{split}/{name}",
-        self._recipe.tokenizer.vocab_size,
-      )
+      split: ShardWriter(self._journal.folder, f"{split}/{name}")
       for split in store.SPLITS
     }
 
@@ -252,20 +276,19 @@ def _batches(
 class ShardWriter:
   """Writes one shard, and the index beside it."""
 
-  def __init__(self, folder: pathlib.Path, path: str, vocab_size: int):
+  def __init__(self, folder: pathlib.Path, path: str):
     """Writes folder/path; nothing is there before the first document."""
     self._folder, self._path = folder, path
-    self._dtype = store.id_dtype(vocab_size)
+    self._record_bytes = 0
     self._writer: array_record_module.ArrayRecordWriter | None = None
     self._index: list[str] = []
     self._counts = dict(n_documents=0, n_tokens=0, n_bytes=0)
 
-  def has_room(self, n_ids: int, shard_bytes: int) -> bool:
-    """Whether a document of so many ids still fits; the first always does."""
-    n_after = self._counts["n_tokens"] + n_ids
-    return not self._index or n_after * self._dtype.itemsize <= shard_bytes
+  def has_room(self, record_bytes: int, shard_bytes: int) -> bool:
+    """Whether a record of that size still fits; the first always does."""
+    return not self._index or self._record_bytes + record_bytes <= shard_bytes
 
-  def add(self, name: str, ids: Sequence[int], n_bytes: int) -> None:
+  def add(self, name: str, record: bytes, n_tokens: int, n_bytes: int) -> None:
     """Appends a document of `n_bytes` of UTF-8."""
     if not self._writer:
       path = self._folder / self._path
@@ -273,13 +296,13 @@ class ShardWriter:
       self._writer = array_record_module.ArrayRecordWriter(
         os.fspath(path), "group_size:1"
       )
-    record = np.asarray(ids, self._dtype).tobytes()
     if not self._index:
       self._first_sha256 = hashlib.sha256(record).hexdigest()
     self._writer.write(record)
-    self._index.append(json.dumps([name, len(ids)]) + "\n")
+    self._index.append(json.dumps([name, n_tokens]) + "\n")
+    self._record_bytes += len(record)
     self._counts["n_documents"] += 1
-    self._counts["n_tokens"] += len(ids)
+    self._counts["n_tokens"] += n_tokens
     self._counts["n_bytes"] += n_bytes
 
   def close(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     python -m data.show --config=configs/quickstart.py --workdir=runs/quick
 
+Of conversations, what is coloured asks for a token that the assistant says.
 A hue is a document, its two shades part one token from the next. Tokens whose
 target has no weight are grey. Whitespace is visible: a middle dot is a space,
 an arrow a tab, a return sign a newline. The margin says segment:position.
@@ -20,6 +21,7 @@ from etils import epath
 from configs import door
 from data import corrupt, pipeline, prepare
 from data.batch import Batch
+from data.chat import spelling
 from data.tokenizer import Config as TokenizerConfig
 from data.tokenizer import Tokenizer
 
@@ -66,6 +68,12 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   )
   measured = [next(batches) for _ in range(N_MEASURED)]
   print(summary(config.batch, measured))
+  n_cut, n_examples = pipeline.n_cut(store.train, config.batch.length)
+  if n_examples:
+    print(
+      f"{n_cut} of {n_examples} examples are longer than a row and lose their"
+      " ends"
+    )
   colored = _COLOR.value and sys.stdout.isatty()
   width = shutil.get_terminal_size().columns
   for row in range(min(_ROWS.value, len(measured[0].tokens))):
@@ -126,15 +134,17 @@ def _cells(
   batch: Batch, row: int, tokenizer: Tokenizer, colored: bool
 ) -> Iterator[Cell]:
   """Takes a row apart; in plain text a bar parts tokens, ~ unweighted ones."""
+  names = {i: name for name, i in spelling.make(tokenizer).controls.items()}
   for i in range(batch.tokens.shape[1]):
     if not batch.segment_ids[row, i]:
       return
     if not colored:
       yield Cell("|" if batch.weights[row, i] else "~", i, is_border=True)
     token, target = int(batch.tokens[row, i]), int(batch.targets[row, i])
-    is_first = token == tokenizer.bos_id
-    text = "<s>" if is_first else corrupt.decode(tokenizer, [token])
-    for char in text:
+    # An EOS within a segment was shown as the target of what is before it.
+    is_shown = token != tokenizer.eos_id or not batch.positions[row, i]
+    text = names.get(token) if is_shown else ""
+    for char in corrupt.decode(tokenizer, [token]) if text is None else text:
       yield Cell(_visible(char), i, char == "\n")
     if target == tokenizer.eos_id:
       for char in "</s>":

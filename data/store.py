@@ -7,7 +7,8 @@
   quarantine.jsonl  what could not be read, each with its place and reason
   leaks.jsonl       documents left out, for what of a benchmark they held
   train/ heldout/   shards; a record is one document, its ids without BOS and
-                    EOS as little-endian uint16 or uint32; beside each shard
+                    EOS as little-endian uint16 or uint32, or an example
+                    (data/example.py); beside each shard
                     an index: the name and the length of each document
 
 ArrayRecord hashes every chunk and refuses a damaged one on reading; sizes are
@@ -29,11 +30,12 @@ from array_record.python import array_record_data_source
 from etils import epath
 from jaxtyping import Int
 
+from data import example
 from data import tokenizer as tokenizer_lib
 from data.nearby import cached, file_sha256
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # of the manifest and what it lists
+FORMAT = 4  # of the manifest and what it lists
 SPLITS = ("train", "heldout")
 
 
@@ -51,7 +53,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-  """One split of one source: a random-access sequence of documents' ids."""
+  """One split of one source: a random-access sequence of documents."""
 
   name: str
   n_documents: int
@@ -62,6 +64,7 @@ class Corpus:
   tokenizer: str  # fingerprint of the one that made the ids
   vocab_size: int
   ends: tuple[int, int]  # the ids that a document begins and ends with
+  form: str = "text"  # of its records: data/chat/formats.py
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -72,7 +75,12 @@ class Corpus:
   def __len__(self) -> int:
     return self.n_documents
 
-  def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
+  @property
+  def is_examples(self) -> bool:
+    """Whether its documents say themselves what is learnt of them."""
+    return self.form != "text"
+
+  def __getitem__(self, index: int) -> example.Document:
     if not 0 <= index < self.n_documents:
       raise IndexError(f"{self.name} has no document {index}")
     try:
@@ -82,7 +90,10 @@ class Corpus:
         f"{self._path_at(index)} is damaged: {str(error)[:120]}. Fetch it"
         " again, or remove the store and prepare it again."
       ) from error
-    ids = np.frombuffer(record, id_dtype(self.vocab_size)).astype(np.int32)
+    document = example.from_record(
+      record, self.vocab_size, is_example=self.is_examples
+    )
+    ids = document.tokens if self.is_examples else document
     if ids.size and ids.max() >= self.vocab_size:
       # A gather on the device would clamp it without a word.
       raise ValueError(
@@ -90,7 +101,7 @@ class Corpus:
         f" the tokenizer beside it has ids below {self.vocab_size}. The shard"
         " belongs to another tokenizer: prepare the store again."
       )
-    return ids
+    return document
 
   def path_of(self, shard: Shard) -> epath.Path:
     """Where a shard lies."""
@@ -104,7 +115,7 @@ class Corpus:
 
   @functools.cached_property
   def lengths(self) -> Int[np.ndarray, "N"]:
-    """Tokens of each document, without BOS and EOS."""
+    """Tokens of each document, of a text without BOS and EOS."""
     entries = itertools.chain.from_iterable(map(self._index_of, self.shards))
     return np.array([n_tokens for _, n_tokens in entries], np.int64)
 
@@ -203,6 +214,7 @@ class Store:
         vocab_size=self.tokenizer.vocab_size,
         ends=(self.tokenizer.bos_id, self.tokenizer.eos_id),
         shards=shards,
+        form=source["format"],
         **entry,
       )
       for shard in shards:
@@ -247,11 +259,6 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
 def _manifest_sha256(content: dict[str, Any]) -> str:
   rest = {key: value for key, value in content.items() if key != "sha256"}
   return _sha256(json.dumps(rest, sort_keys=True))
-
-
-def id_dtype(vocab_size: int) -> np.dtype:
-  """The narrowest type of a record that holds every id."""
-  return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ will live: 1.1 times.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -79,19 +79,27 @@ class Source:
     return _copy(store, store.dtype.numpy_dtype)
 
 
-def restore(path: epath.Path, wanted: Any, *, casts: bool = False) -> Any:
+def restore(
+  path: epath.Path,
+  wanted: Any,
+  *,
+  casts: bool = False,
+  spare: Container[str] = (),
+) -> Any:
   """Reads a tree straight to where `wanted` says that it lives.
 
   Args:
     path: a folder that Orbax wrote.
     wanted: ShapeDtypeStructs with shardings.
     casts: whether a leaf may be of another type there.
+    spare: paths of leaves there that nobody wants.
 
   Raises:
     ValueError: lists leaves that are missing, unexpected, of another shape or
       of another type.
   """
-  _compare(path, describe(path), by_path(wanted), casts)
+  there = {n: leaf for n, leaf in describe(path).items() if n not in spare}
+  _compare(path, there, by_path(wanted), casts)
   context = ts.Context(_CONTEXT)
 
   def place(keys, leaf):

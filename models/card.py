@@ -10,19 +10,25 @@ import jax
 
 
 def make(
-  step: int, parent: str | None, metrics: dict[str, float], **more: Any
+  step: int,
+  parent: str | None,
+  parent_sha256: str | None,
+  metrics: dict[str, float],
+  **more: Any,
 ) -> dict[str, Any]:
   """What the process that runs now says of the checkpoint that it writes.
 
   Args:
     step: of the training.
     parent: the checkpoint that it began from.
+    parent_sha256: of that one's manifest.
     metrics: what it was measured at.
     **more: what only some have, plain JSON.
   """
   return {
     "step": step,
     "parent": parent,
+    "parent_sha256": parent_sha256,
     "command": " ".join(sys.orig_argv),
     "git": _revision(),
     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -17,8 +17,8 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models import cache as caches
-from models import families, sampling
+from models import families, prefix, sampling
+from models.blockwise import BlockArray
 from models.cache import Cache
 from models.families import Config, Params
 from models.layers import stack
@@ -37,17 +37,20 @@ def unrolled(config: Config, params: Params) -> tuple[Config, Params]:
   """
   if not config.scanned:
     return config, params
-  params = {
-    name: stack.unstack(part) if "layers" in part else part
-    for name, part in params.items()
-    if name != "ahead"  # what predicts the token after next, in training
-  }
+  # Without what predicts the token after next, in training.
+  params = {name: part for name, part in params.items() if name != "ahead"}
+  params = stack.apart(params)
 
-  def cast(leaf: Array) -> Array:
+  def cast(leaf: Array | BlockArray) -> Array | BlockArray:
+    if isinstance(leaf, BlockArray):  # its scales stay what they are
+      return leaf
     floating = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1
     return leaf.astype(config.dtype) if floating else leaf
 
-  return dataclasses.replace(config, scanned=False), jax.tree.map(cast, params)
+  cast_all = jax.tree.map(
+    cast, params, is_leaf=lambda x: isinstance(x, BlockArray)
+  )
+  return dataclasses.replace(config, scanned=False), cast_all
 
 
 def prefill(
@@ -136,7 +139,7 @@ def begin(
   prefixed: bool = False,
 ) -> State:
   """Reads the prompts into a new cache and draws the first token of each."""
-  cache = caches.empty(config, tokens.shape[0], n_slots)
+  cache = prefix.start(config, params, tokens.shape[0], n_slots)
   logits, cache = prefill(
     config, params, tokens, real, cache, source, prefixed=prefixed
   )
@@ -290,7 +293,8 @@ def _start(
   sources: Sequence[Sequence[int]] | None,
   prefixed: bool,
 ) -> tuple[Policy, State]:
-  check(config, prompts, settings.max_tokens)
+  n_prefix = prefix.length(params)
+  check(config, prompts, settings.max_tokens + n_prefix)
   check_sources(config, prompts, sources)
   source = sources and pad(sources, bucket(max(map(len, sources))))
   n_rows, longest = len(prompts), max(map(len, prompts))
@@ -300,7 +304,7 @@ def _start(
     sampling.law(settings, n_rows), keys, jnp.asarray(end_ids, jnp.int32)
   )
   tokens, real = pad(prompts, bucket(longest))
-  n_slots = bucket(longest + settings.max_tokens)
+  n_slots = bucket(n_prefix + longest + settings.max_tokens)
   state = _begin(
     config, params, policy, tokens, real, n_slots, source, prefixed
   )

@@ -93,6 +93,11 @@ def verify(
     return next(filter(None, problems), None)
 
 
+def digest(path: epath.Path) -> str:
+  """SHA-256 of the manifest, which stands for all that the checkpoint holds."""
+  return hashlib.sha256((path / NAME).read_bytes()).hexdigest()
+
+
 def listed(path: epath.Path, part: str) -> list[str]:
   """The files of a whole checkpoint that begin so; what else lies there is none."""
   files = json.loads((path / NAME).read_text())["files"]

@@ -1,6 +1,7 @@
-"""Typed weights: a leaf is Array, QuantArray or LoraArray; only `einsum` knows.
+"""Typed weights: a leaf is an array or one of these; only `einsum` knows.
 
-LoRA: arXiv 2106.09685.  QLoRA: arXiv 2305.14314.
+`take` and `ragged` know too, what rows and experts need.
+LoRA: arXiv 2106.09685.  DoRA: 2402.09353.  IA3: 2205.05638.
 """
 
 import functools
@@ -14,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from models.blockwise import BlockArray
 from sharding import rules
 
 
@@ -37,15 +39,79 @@ class QuantArray:
 @typing.no_type_check
 @flax.struct.dataclass
 class LoraArray:
-  """base + (alpha / R) * a @ b, with the base frozen and b = 0 at the start."""
+  """base + (alpha / R) * a @ b, with the base frozen and b = 0 at the start.
 
-  base: Array | QuantArray
+  With a magnitude, each output of that is rescaled to be so long: DoRA.
+  """
+
+  base: "Weight"
   a: Float[Array, "... R"]
   b: Float[Array, "R ..."]
   alpha: float = flax.struct.field(pytree_node=False, default=16.0)
+  magnitude: Float[Array, "..."] | None = None  # of each output
+  key: Int[Array, "2"] | None = None  # drops a share of what a and b read
+  dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+
+  @property
+  def strength(self) -> float:
+    """What a @ b is multiplied by."""
+    return self.alpha / self.a.shape[-1]
+
+  def dense(self) -> Float[Array, "..."]:
+    """One array, fp32."""
+    a, b = self.a.astype(jnp.float32), self.b.astype(jnp.float32)
+    w = dense(self.base) + self.strength * jnp.tensordot(a, b, axes=1)
+    if self.magnitude is None:
+      return w
+    return w * _widened(self.rescaled(), w.ndim)
+
+  def rescaled(self) -> Float[Array, "..."]:
+    """Magnitude over length of each output; no gradient reaches the length."""
+    plain = jax.lax.stop_gradient(self.replace(magnitude=None).dense())
+    inputs = tuple(range(plain.ndim - self.magnitude.ndim))
+    return self.magnitude / jnp.sqrt(jnp.square(plain).sum(inputs))
 
 
-Weight = Array | QuantArray | LoraArray
+@typing.no_type_check
+@flax.struct.dataclass
+class ScaledArray:
+  """A frozen base whose inputs or outputs are scaled: IA3."""
+
+  base: "Weight"
+  scale: Float[Array, "..."]  # of the leading dims, or of the last ones
+  of_inputs: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def dense(self) -> Float[Array, "..."]:
+    """One array, fp32."""
+    w = dense(self.base)
+    if not self.of_inputs:
+      return w * _widened(self.scale, w.ndim)
+    return w * self.scale.reshape(
+      self.scale.shape + (1,) * (w.ndim - self.scale.ndim)
+    )
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class ExtendedArray:
+  """A table with rows behind its last one: as a head it has its own alone."""
+
+  base: "Weight"
+  rows: Float[Array, "P D"]
+
+
+Weight = (
+  Array | QuantArray | BlockArray | LoraArray | ScaledArray | ExtendedArray
+)
+
+
+def dense(w: Weight) -> Float[Array, "..."]:
+  """A weight of any kind as one array, fp32; of a stack, layer by layer."""
+  if isinstance(w, LoraArray | ScaledArray):
+    return w.dense()
+  if isinstance(w, QuantArray | BlockArray):
+    return w.dequantize(jnp.float32)
+  return w.astype(jnp.float32)
 
 
 def einsum(
@@ -61,10 +127,34 @@ def einsum(
   """
   if isinstance(w, LoraArray):
     full = einsum(spec, x, jax.lax.stop_gradient(w.base), dtype, out)
-    return full + w.alpha / w.a.shape[-1] * _low_rank(spec, x, w, dtype, out)
-  if isinstance(w, QuantArray):
+    y = full + w.strength * _low_rank(spec, _dropped(x, w), w, dtype, out)
+    if w.magnitude is None:
+      return y
+    return (y * _widened(w.rescaled(), y.ndim)).astype(y.dtype)
+  if isinstance(w, ScaledArray):
+    base = jax.lax.stop_gradient(w.base)
+    if w.of_inputs:
+      x = x.astype(dtype) * _widened(w.scale.astype(dtype), x.ndim)
+      return einsum(spec, x, base, dtype, out)
+    y = einsum(spec, x, base, dtype, out)
+    return y * _widened(w.scale.astype(y.dtype), y.ndim)
+  if isinstance(w, QuantArray | BlockArray):
     w = w.dequantize(dtype)
   return checkpoint_name(_dot(spec, x, w, dtype, out), "product")
+
+
+def _widened(scale: Array, n_dims: int) -> Array:
+  """For the last dims of what has n_dims."""
+  return scale.reshape((1,) * (n_dims - scale.ndim) + scale.shape)
+
+
+def _dropped(x: Array, w: LoraArray) -> Array:
+  if w.key is None or w.dropout == 0:
+    return x
+  kept = 1 - w.dropout
+  key = jax.random.wrap_key_data(w.key)
+  is_kept = jax.random.bernoulli(key, kept, x.shape)
+  return jnp.where(is_kept, x / kept, 0).astype(x.dtype)
 
 
 def _low_rank(
@@ -96,9 +186,9 @@ def ragged(
     sizes: rows of each group.
     dtype: of the computation.
   """
-  if isinstance(w, LoraArray):
+  if isinstance(w, LoraArray | ScaledArray):
     raise ValueError("adapters of experts are not there yet: adapt others.")
-  if isinstance(w, QuantArray):
+  if isinstance(w, QuantArray | BlockArray):
     w = w.dequantize(dtype)
   out = jax.lax.ragged_dot(
     x.astype(dtype),
@@ -117,7 +207,14 @@ def take(
     rows = take(jax.lax.stop_gradient(table.base), ids, dtype)
     low = take(table.a, ids, dtype)
     update = _dot("BTR,RD->BTD", low, table.b, dtype)
-    return rows + table.alpha / table.a.shape[-1] * update
+    return rows + table.strength * update
+  if isinstance(table, BlockArray):
+    return table.rows(ids, dtype)
+  if isinstance(table, ExtendedArray):
+    beyond = ids - (size := table.base.shape[0])
+    own = table.rows[jnp.maximum(beyond, 0)].astype(dtype)
+    rows = take(table.base, jnp.minimum(ids, size - 1), dtype)
+    return jnp.where(beyond[..., None] < 0, rows, own)
   if isinstance(table, QuantArray):
     one_for_all = table.scale.shape[0] == 1
     scale = table.scale[None] if one_for_all else table.scale[ids]
@@ -162,20 +259,26 @@ def _product(spec: str, out: DTypeLike, x: Array, w: Array) -> Array:
 
 
 def _forward(spec, out, x, w):
-  return _product(spec, out, x, w), (x, w)
+  """Saves what a gradient will ask for: of a frozen weight, not what it read."""
+  saved = x.value if w.perturbed else None, w.value if x.perturbed else None
+  return _product(spec, out, x.value, w.value), saved
 
 
 def _backward(spec, out, saved, g):
   x, w = saved
-  g = g.astype(x.dtype)
+  g = g.astype((w if x is None else x).dtype)
   x_dims, w_dims, out_dims = _dims(spec)
-  dx = _product(f"{out_dims},{w_dims}->{x_dims}", x.dtype, g, w)
+  dx = None
+  if w is not None:
+    dx = _product(f"{out_dims},{w_dims}->{x_dims}", g.dtype, g, w)
+  if x is None:
+    return dx, None
   # x first, turned around at the end: XLA:CPU copies the first operand of a sum
   # over tokens, and the gradient of the logits is V / D times as wide as x.
   dims = "".join(sorted(w_dims, key=lambda dim: dim in out_dims))
   dw_spec = f"{x_dims},{out_dims}->{dims}"
   if rules.platform() == "cpu":
-    dw = _product(dw_spec, w.dtype, x, g)
+    dw = _product(dw_spec, g.dtype, x, g)
   else:
     # Rounded by each device before their sum, which is then half as wide on the
     # wire: 39 against 54 GB for a step of Llama 2 7B on 16 v5e.
@@ -183,7 +286,7 @@ def _backward(spec, out, saved, g):
   return dx, jnp.einsum(f"{dims}->{w_dims}", dw)
 
 
-_product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _dims(spec: str) -> tuple[str, str, str]:

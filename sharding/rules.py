@@ -44,6 +44,7 @@ _WHOLE: Table = {
   "latent_in": (),
   "embed_out": (),  # of a matrix from the width of the model to itself
   "labels": (),
+  "rank": (),  # of adapters
   "experts": (),
   "expert_in": (),  # width of the model, in an expert's matrix
 }

@@ -33,6 +33,8 @@ ENTRYPOINTS = sorted(
 TEXTS = [
   path for path in [ROOT / "README.md", *PAGES, *ENTRYPOINTS] if path.exists()
 ]
+# A run that pages begin from -> the page that makes it.
+BASES = {"runs/demo": "configs/quickstart.py"}
 # GiB of one device, as its maker says.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "H100": 80, "CPU": 8}
 
@@ -90,6 +92,10 @@ def read_command(command: list[str]) -> door.Config | None:
   if "config" not in given:
     return None
   page = door.read(ROOT / given["config"])
+  if page.get("base", {}).get("path") in BASES:  # as that run will have made it
+    made = door.read(ROOT / BASES[page["base"]["path"]])
+    page = {**page, "model": {**made["model"], **page["model"]}}
+    page["tokenizer"] = made["tokenizer"]
   return door.build(page, module.SECTIONS, overrides)
 
 

@@ -32,8 +32,9 @@ GROUND = {"absl", "etils", "ml_collections"}  # beside the standard library
 SHARDING = {"jax", "jaxtyping", "numpy"}
 # Optional packages: imported in the one function that needs them.
 OPTIONAL = {
-  "fastapi", "gguf", "lm_eval", "mlflow", "onnx", "onnxruntime", "optuna",
-  "rouge_score", "sacrebleu", "torch", "transformers", "uvicorn", "wandb",
+  "bitsandbytes", "fastapi", "gguf", "lm_eval", "mlflow", "onnx",
+  "onnxruntime", "optuna", "peft", "rouge_score", "sacrebleu", "torch",
+  "transformers", "uvicorn", "wandb",
 }  # fmt: skip
 LONG_FUNCTIONS = {  # "path:name" -> why it may have 200 lines
   "train/core/loop.py:run": "the loop reads from top to bottom",

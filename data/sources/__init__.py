@@ -41,11 +41,13 @@ from data.sources.record import (
   Document,
   File,
   Reading,
+  Record,
   bad,
 )
 
 __all__ = [
-  "EMPTY_FILE", "Bad", "Document", "File", "Place", "Reading", "documents",
+  "EMPTY_FILE", "Bad", "Document", "File", "Place", "Reading", "Record",
+  "documents",
   "files", "read", "size_bytes",
 ]  # fmt: skip
 

@@ -9,9 +9,15 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from data.sources.jsonl import lacks_key
-from data.sources.parquet import values
-from data.sources.record import Bad, Damaged, Document, File, Reading, judge
+from data.sources.parquet import columns_of, rows
+from data.sources.record import (
+  Bad,
+  Damaged,
+  Document,
+  File,
+  Reading,
+  judge_record,
+)
 from data.sources.stream import damage
 
 SUFFIXES = (".arrow",)
@@ -25,11 +31,9 @@ def read(file: File, reading: Reading) -> Iterator[Document | Bad]:
     size = file.path.stat().length
     number = n_read = 0
     for batch in _batches(raw):
-      if reading.text_key not in batch.schema.names:
-        names = batch.schema.names
-        raise Damaged(lacks_key(file, None, names, reading).reason)
-      for value in values(batch.column(reading.text_key)):
-        yield judge(file, number, value, reading)
+      columns = columns_of(file, batch.schema.names, reading)
+      for row in rows(batch.select(columns), reading):
+        yield judge_record(file, number, row, reading)
         number += 1
       reading.on_read(raw.tell() - n_read)
       n_read = raw.tell()

@@ -4,7 +4,6 @@ import codecs
 import csv
 from collections.abc import Iterator
 
-from data.sources.jsonl import lacks_key
 from data.sources.record import (
   Bad,
   Damaged,
@@ -12,7 +11,8 @@ from data.sources.record import (
   File,
   Reading,
   bad,
-  judge,
+  judge_record,
+  lacks_key,
   too_long,
 )
 from data.sources.stream import Line, chunks, lines, opened, plain_name
@@ -32,9 +32,8 @@ def read(file: File, reading: Reading) -> Iterator[Document | Bad]:
     dialect = "excel-tab" if ".tsv" in plain_name(file.name) else "excel"
     rows = csv.reader(held, dialect)
     header = next(rows, [])
-    if reading.text_key not in header:
+    if not {*(reading.columns or (reading.text_key,))} & {*header}:
       raise Damaged(lacks_key(file, None, header, reading).reason)
-    column = header.index(reading.text_key)
     while True:
       first = held.number + 1
       held.too_long = None
@@ -53,8 +52,10 @@ def read(file: File, reading: Reading) -> Iterator[Document | Bad]:
         yield bad(file, first, "row", reason, repr(row))
       elif row:
         # Back to bytes: what was no UTF-8 is found by `judge`.
-        raw = row[column].encode(errors="surrogateescape")
-        yield judge(file, first, raw, reading)
+        if not reading.columns:
+          row = [x.encode(errors="surrogateescape") for x in row]
+        record = dict(zip(header, row, strict=True))
+        yield judge_record(file, first, record, reading)
 
 
 class _Lines:

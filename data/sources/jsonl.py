@@ -3,7 +3,6 @@
 import codecs
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from data.sources.record import (
   Bad,
@@ -11,7 +10,7 @@ from data.sources.record import (
   File,
   Reading,
   bad,
-  judge,
+  judge_record,
   too_long,
 )
 from data.sources.stream import chunks, lines, opened
@@ -45,15 +44,4 @@ def from_json(
   if not isinstance(record, dict):
     kind = type(record).__name__
     return bad(file, number, "json", f"{kind}, not a JSON object", raw)
-  if reading.text_key not in record:
-    return lacks_key(file, number, record, reading, raw)
-  return judge(file, number, record[reading.text_key], reading)
-
-
-def lacks_key(
-  file: File, number: int | None, keys: Any, reading: Reading, value: Any = ""
-) -> Bad:
-  """A record that has other keys than the one that is looked for."""
-  found = ", ".join(map(str, keys))
-  reason = f"no key {reading.text_key!r}; it has: {found}"
-  return bad(file, number, "key", reason, value)
+  return judge_record(file, number, record, reading, raw)

@@ -8,8 +8,17 @@ anything else        is the text itself, in UTF-8
 
 from collections.abc import Iterator
 
-from data.sources.jsonl import from_json, lacks_key
-from data.sources.record import Bad, Document, File, Reading, bad, judge
+from data.sources.jsonl import from_json
+from data.sources.record import (
+  Bad,
+  Document,
+  File,
+  Reading,
+  bad,
+  judge,
+  judge_record,
+  lacks_key,
+)
 
 # Wire types of protocol buffers, and the sizes of those that are fixed.
 VARINT, BYTES = 0, 2
@@ -38,6 +47,14 @@ def _of_example(
   features: dict[str, list[bytes] | None],
   reading: Reading,
 ) -> Document | Bad:
+  if reading.columns:
+    # Numbers, and lists of strings, are no part of the formats of records.
+    record = {
+      name: texts[0].decode(errors="surrogateescape")
+      for name, texts in features.items()
+      if texts and len(texts) == 1
+    }
+    return judge_record(file, number, record, reading)
   if reading.text_key not in features:
     return lacks_key(file, number, features, reading)
   texts = features[reading.text_key]

@@ -6,7 +6,7 @@ does it raise `Damaged`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -24,6 +24,12 @@ class Document(NamedTuple):
     str  # "json/decoder.py"; "web.jsonl:12" by its line from 1, a record from 0
   )
   text: str
+
+
+class Record(Document):
+  """A document of several columns; its text is all of their strings, in lines."""
+
+  columns: dict[str, Any]  # name -> value
 
 
 class Bad(NamedTuple):
@@ -53,6 +59,8 @@ class Reading:
   """What every reader is told."""
 
   text_key: str = "text"  # of a JSON object, column of a table, feature
+  # Those of a record, of which any may be missing; () reads texts.
+  columns: tuple[str, ...] = ()
   max_bytes: int = 1 << 24  # of a document
   on_read: Callable[[int], None] = lambda n_bytes: None  # bytes of a file
 
@@ -94,6 +102,56 @@ def judge(
   if not text:
     return bad(file, number, "empty", "the text is empty")
   return Document(_joined(file.name, number), text)
+
+
+def judge_record(
+  file: File,
+  number: int | None,
+  record: Mapping[str, Any],
+  reading: Reading,
+  value: Any = "",
+) -> Document | Bad:
+  """Makes a document of what a record has, as `judge` does of a value.
+
+  Args:
+    file: that the record is of.
+    number: of its line or record.
+    record: column -> value.
+    reading: says which of them are wanted.
+    value: what was found, to be shown where it is bad.
+  """
+  wanted = reading.columns or (reading.text_key,)
+  found = {name: record[name] for name in wanted if name in record}
+  if not found:
+    return lacks_key(file, number, record, reading, value)
+  if not reading.columns:
+    return judge(file, number, found[reading.text_key], reading)
+  document = judge(file, number, "\n".join(_strings(found)), reading)
+  if isinstance(document, Document):
+    document = Record(*document)
+    document.columns = found
+  return document
+
+
+def lacks_key(
+  file: File, number: int | None, keys: Any, reading: Reading, value: Any = ""
+) -> Bad:
+  """A record that has other keys than those that are looked for."""
+  found = ", ".join(map(str, keys))
+  wanted = " or ".join(map(repr, reading.columns or (reading.text_key,)))
+  reason = f"no key {wanted}; it has: {found}"
+  return bad(file, number, "key", reason, value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+  """Every text within a value, in its order."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, Mapping):
+    value = list(value.values())
+  if isinstance(value, list):
+    for x in value:
+      yield from _strings(x)
 
 
 def bad(

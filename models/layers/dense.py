@@ -28,6 +28,10 @@ def weight(
     dtype: of the computation, in which every shard of the batch gets it; None:
       as it is kept.
   """
+  if module.has_variable("params", name):
+    w = module.get_variable("params", name)
+    if not isinstance(w, Array):
+      return w  # of a kind whose leaves have other shapes
   init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
   w = module.param(name, init, shape, jnp.float32)
   if dtype is None or not isinstance(w, Array):

@@ -159,6 +159,14 @@ def unstack(params: Any) -> Any:
   return params
 
 
+def apart(params: Any) -> Any:
+  """A model's parameters with the layers of every stack taken apart."""
+  return {
+    name: unstack(part) if "layers" in part else part
+    for name, part in params.items()
+  }
+
+
 def stack(params: Any, n_pattern: int) -> Any:
   """The inverse of `unstack`."""
   names = sorted(

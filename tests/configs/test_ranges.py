@@ -88,8 +88,8 @@ def example(cls: type) -> dict:
 def sample(hint):
   if typing.get_origin(hint) is typing.Literal:
     return typing.get_args(hint)[0]
-  if hint is str:
-    return "x"
+  if hint in (str, tuple[str, ...]):
+    return "x" if hint is str else ("x",)
   for number in (0.01, 8):
     with contextlib.suppress(ValueError):
       return fields.cast(number, hint, "")

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import shards
+from data import example, shards
 from data import store as store_lib
 from data import tokenizer as tokenizer_lib
 from data.store import Store
@@ -114,11 +114,13 @@ def write_store(folder, ids, vocab_size=259):
     tokenizer_lib.Config(kind="bytes", vocab_size=259), []
   )
   tokenizer.save(folder)
-  writer = shards.ShardWriter(folder, "train/0.arrayrecord", vocab_size)
+  writer = shards.ShardWriter(folder, "train/0.arrayrecord")
   for document in ids:
-    writer.add("x", document, 1)
-  nothing = shards.ShardWriter(folder, "heldout/0.arrayrecord", vocab_size)
-  entry = {"name": "x", "train": writer.close(), "heldout": nothing.close()}
+    record = example.to_record(document, vocab_size)
+    writer.add("x", record, len(document), 1)
+  nothing = shards.ShardWriter(folder, "heldout/0.arrayrecord")
+  entry = {"name": "x", "format": "text"}
+  entry |= {"train": writer.close(), "heldout": nothing.close()}
   store_lib.write_manifest(
     store_lib.epath.Path(folder),
     {"tokenizer": tokenizer.fingerprint, "sources": [entry], "files": {}},

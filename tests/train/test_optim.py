@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import families, gpt, llama
-from train.core import leaves, optim, schedule
+from models import families, gpt, leaves, llama
+from train.core import optim, schedule
 
 AXES = {
   "embed": {"table": ("vocab", "embed")},

@@ -16,10 +16,10 @@ from jax import numpy as jnp
 
 from configs import door
 from data.batch import Batch
-from models import families, gpt, llama
+from models import families, gpt, leaves, llama
 from sharding import mesh, rules
 from train import pretrain
-from train.core import leaves, optim, state, step, width
+from train.core import optim, state, step, width
 from train.objectives import lm
 
 BASE = 64

@@ -10,8 +10,8 @@ import jax
 import optax
 from jax import numpy as jnp
 
-from train.core import leaves
-from train.core.leaves import Axes
+from models import leaves
+from models.leaves import Axes
 
 SPEED = 0.001  # DeepSeek-V3, arXiv 2412.19437, section 4.2
 

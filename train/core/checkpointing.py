@@ -22,9 +22,9 @@ from etils import epath
 from configs import fields
 from configs.ranges import Count, Natural
 from data import pipeline
-from models import arrays, card, checkpoint, durable, manifest
+from models import arrays, base, card, checkpoint, durable, leaves, manifest
 from sharding import hosts
-from train.core import optim, retention
+from train.core import optim, parts, retention
 from train.core.state import TrainState
 from train.core.writer import Writer
 
@@ -78,7 +78,7 @@ class Checkpoints:
     config: Config,
     settings: dict[str, Any],
     copy_tokenizer: Callable[[epath.Path], None],
-    parent: str | None = None,
+    parent: base.Parent | None = None,
     say: Callable[[str], None] = logging.info,
   ):
     self.every_steps = config.every_steps
@@ -113,18 +113,22 @@ class Checkpoints:
     path = self._folder / str(step)
     # params/ is what all others use; an average is not what goes on training.
     trees = {
-      path / "params": optim.eval_params(state.opt_state, state.params),
+      path / "params": parts.published(
+        optim.eval_params(state.opt_state, state.params), state.frozen
+      ),
       path / "state": _beside_params(state),
     }
     problem = _attempt(self._make_room, path) if self._is_first else ""
     said = hosts.gather(json.dumps([problem, dataclasses.asdict(progress)]))
-    problem, parts = json.loads(said[0])[0], [json.loads(s)[1] for s in said]
+    problem, rows = json.loads(said[0])[0], [json.loads(s)[1] for s in said]
     if not problem:
       problem = _attempt(self._writer.start, trees)
     texts = {
       "config.json": json.dumps(self._settings, indent=1),
-      "card.json": json.dumps(card.make(step, self._parent, metrics), indent=1),
-      **{f"data/{i}.json": json.dumps(part) for i, part in enumerate(parts)},
+      "card.json": json.dumps(
+        card.make(step, *(self._parent or (None, None)), metrics), indent=1
+      ),
+      **{f"data/{i}.json": json.dumps(part) for i, part in enumerate(rows)},
     }
     finished = self._thread.submit(self._finish, path, texts, problem)
     self._under_way = step, finished
@@ -176,7 +180,8 @@ class Checkpoints:
     """The newest checkpoint that verifies, and why it was chosen; or None.
 
     Args:
-      wanted: shapes, types and shardings, on whatever mesh this run has.
+      wanted: shapes, types and shardings, on whatever mesh this run has. Of a
+        frozen base they are given back: a checkpoint does not hold it.
       say: takes a line for the person who watches.
 
     Raises:
@@ -278,14 +283,20 @@ class Checkpoints:
 
 def _read(path: epath.Path, wanted: TrainState) -> tuple[TrainState, Progress]:
   rest = arrays.restore(path / "state", _beside_params(wanted))
-  if "params" not in rest:
-    rest["params"] = arrays.restore(path / "params", wanted.params)
-  parts = [
+  frozen = wanted.frozen
+  if "params" not in rest or frozen:
+    published = parts.published(wanted.params, frozen)
+    there = arrays.restore(path / "params", published)
+    rest = {"params": leaves.like(wanted.params, there), **rest}
+    if frozen:
+      kept = leaves.like(frozen.kept, there)
+      rest["frozen"] = frozen.replace(kept=kept)
+  hosts_said = [
     json.loads((path / name).read_text())
     for name in manifest.listed(path, "data/")
   ]
-  data = {row: s for part in parts for row, s in part["data"].items()}
-  progress = Progress(data, parts[0]["loop"])
+  data = {row: s for part in hosts_said for row, s in part["data"].items()}
+  progress = Progress(data, hosts_said[0]["loop"])
   return TrainState(**rest), progress
 
 

@@ -10,13 +10,16 @@ import math
 from configs import door
 from data import corrupt
 from data import tokenizer as tokenizers
-from models import families
+from models import families, prefix
+from models.layers import heads
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
 from train.core import optim as optimizers
+from train.core import parts, staged
 from train.core import schedule as schedules
-from train.core import staged
-from train.objectives import mlm
+from train.objectives import labels, mlm
+
+_NONE = heads.Config(kinds=())
 
 
 def check(config: door.Config, n_devices: int | None = None) -> None:
@@ -33,6 +36,8 @@ def check(config: door.Config, n_devices: int | None = None) -> None:
   given = dict(config.sections)
   if "mesh" in given:
     given["layout"] = _layout(given["mesh"], n_devices)
+  if "model" in given:
+    given["split"] = parts.make(config)
   for rule in _RULES:
     names = inspect.signature(rule).parameters.keys()
     if names <= given.keys():
@@ -53,7 +58,7 @@ def _length(model, batch):
     )
 
 
-def _noise(model, batch):
+def _hidden(model, batch):
   family = families.name(model)
   if families.reads(model, "source") != (batch.source_length > 0):
     raise ValueError(
@@ -174,10 +179,35 @@ def _passes(mesh, train, layout):
     pipeline.Timetable(layout.n_stages, train.n_micro, how)
 
 
-def _sizes(model, layout):
-  shapes, axes = families.abstract(model), families.axes(model)
+def _sizes(split, layout):
   for kind in ("params", "grads", "state"):
-    layout.shardings(axes, shapes, kind)
+    layout.shardings(split.axes, split.shapes, kind)
+  layout.shardings(split.frozen_axes, split.frozen_shapes)
+
+
+def _frozen(split, mesh, train, optim):
+  if not split.frozen_shapes:
+    return
+  what = "a part of the parameters is frozen"
+  if mesh.stage != 1:
+    raise ValueError(
+      f"{what}, and mesh.stage={mesh.stage} would compute their gradients all "
+      "the same: give stage=1."
+    )
+  if train.diloco is not None:
+    raise ValueError(
+      f"{what}, and train.diloco would copy them for each replica: leave it out."
+    )
+  if split.speeds is not None and isinstance(optim, optimizers.LBFGS):
+    raise ValueError(
+      "optim.name='lbfgs' steps along one line, and an adapter may ask for an lr "
+      "of each leaf (adapter.b_speed): choose another."
+    )
+  if optim.mup_width is not None:
+    raise ValueError(
+      f"{what}, and optim.mup_width={optim.mup_width} scales the steps of a "
+      "whole model: leave it out."
+    )
 
 
 def _ahead(model, objective):
@@ -191,6 +221,9 @@ def _ahead(model, objective):
 
 
 def _asked(model, objective):
+  if isinstance(objective, labels.Config):
+    _labelled(model, objective)
+    return
   is_masked, is_causal = (
     isinstance(objective, mlm.Config),
     families.is_causal(model),
@@ -221,6 +254,62 @@ def _asked(model, objective):
     raise ValueError(
       f"objective.mask_id={objective.mask_id} is no id of model.vocab_size="
       f"{model.vocab_size}: raise model.vocab_size."
+    )
+
+
+def _labelled(model, objective):
+  if objective.head not in (kinds := getattr(model, "heads", _NONE).kinds):
+    raise ValueError(
+      f"objective.name=labels with of={objective.of!r} asks the head "
+      f"{objective.head!r}, and model.heads.kinds={kinds}: name it there, of a "
+      "family that has heads (bert and its kin)."
+    )
+  if objective.of == "measure" and model.heads.n_labels != 1:
+    raise ValueError(
+      f"model.heads.n_labels={model.heads.n_labels} with objective.of='measure':"
+      " a number is one score. Give 1."
+    )
+
+
+def _examples(model, data, batch, objective):
+  forms = {*data.formats} - {"text"}
+  if forms and batch.packing != "whole":
+    raise ValueError(
+      f"data.formats={data.formats} makes examples, and batch.packing="
+      f"{batch.packing!r} parts them at the ends of rows: give 'whole'."
+    )
+  is_labelled = isinstance(objective, labels.Config)
+  wanted = {"tokens": "tokens"}.get(getattr(objective, "of", ""), "labels")
+  if is_labelled and {*data.formats} != {wanted}:
+    raise ValueError(
+      f"objective.name=labels with of={objective.of!r} learns from records of "
+      f"data.formats=({wanted!r},), not {data.formats}."
+    )
+  if not is_labelled and forms & {"labels", "tokens"}:
+    raise ValueError(
+      f"data.formats={data.formats} says labels of texts, and objective.name "
+      "asks for words: give objective.name=labels."
+    )
+  names = data.chat.labels
+  if is_labelled and objective.of != "measure":
+    if len(names) != model.heads.n_labels:
+      raise ValueError(
+        f"data.chat.labels={names} are {len(names)} classes, and "
+        f"model.heads.n_labels={model.heads.n_labels}: give as many."
+      )
+  elif names:
+    raise ValueError(
+      f"data.chat.labels={names} names classes, and nothing asks for them: "
+      "leave it out, or give objective.name=labels with of='texts' or 'tokens'."
+    )
+
+
+def _blurred(objective, mesh):
+  alpha = getattr(objective, "neftune_alpha", 0.0)
+  if alpha and mesh.stage != 1:
+    raise ValueError(
+      f"objective.neftune_alpha={alpha} with mesh.stage={mesh.stage}: the first "
+      "stage's embeddings stay without noise. Give stage=1."
     )
 
 
@@ -261,9 +350,30 @@ def _written(model, eval):
     )
 
 
-def _optimizer(model, optim, schedule, train):
+def _prefix(adapter, model, batch, mesh):
+  if not isinstance(adapter, prefix.Prompt | prefix.Prefix):
+    return
+  prefix.check(model)
+  if batch.packing != "stream":
+    raise ValueError(
+      f"batch.packing={batch.packing!r}: behind a prefix a row is one text. Give "
+      "batch.packing='stream'."
+    )
+  if mesh.context > 1:
+    raise ValueError(
+      f"mesh.context={mesh.context} splits a text, and a prefix lies before all "
+      "of it: give context=1."
+    )
+  if batch.length + adapter.n_tokens > model.max_length:
+    raise ValueError(
+      f"batch.length={batch.length} behind adapter.n_tokens={adapter.n_tokens} "
+      f"is more than model.max_length={model.max_length}: shorten one of them."
+    )
+
+
+def _optimizer(split, optim, schedule, train):
   factor = schedules.make(schedule, train.steps)
-  optimizers.make(optim, factor, families.axes(model))
+  optimizers.make(optim, factor, split.axes)
 
 
 def _rounds(train, optim):
@@ -338,7 +448,7 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _noise, _start, _split, _ids, _rows, _columns, _states, _parts,
-  _stages, _passes, _sizes, _ahead, _asked, _mask, _pairs, _written, _optimizer,
-  _rounds, _streamed, _measured, _samples,
+  _length, _hidden, _start, _split, _ids, _rows, _columns, _states, _parts,
+  _stages, _passes, _sizes, _frozen, _prefix, _ahead, _asked, _examples, _blurred,
+  _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured, _samples,
 )  # fmt: skip

@@ -125,6 +125,7 @@ def run(
     [int, dict[str, Any], str], tuple[TrainState, dict[str, Any]]
   ],
   is_preempted: Callable[[int], bool],
+  join: Callable[[Any, Any, None], Any],
 ) -> bool:
   """Trains to the last step, or until the evaluations stop getting better.
 
@@ -143,6 +144,7 @@ def run(
     loop_state: what a checkpoint keeps of this loop, plain data.
     go_back: (step, loop_state, why) to an older state and its loop_state.
     is_preempted: whether to stop before the next step, the same on all hosts.
+    join: (trained, frozen, no key) to the parameters to evaluate.
 
   Returns:
     Whether the run is over; if not, it was preempted. Either way its last state
@@ -168,6 +170,7 @@ def run(
     found: dict[str, float] = {}
     with ledger.spend("evaluate"):
       params = optim.eval_params(state.opt_state, state.params)
+      params = join(params, state.frozen, None)
       for evaluator in evaluators.values():
         found.update(evaluator(params, n_done))
     tracker.log(n_done, "eval", found)

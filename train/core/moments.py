@@ -22,8 +22,8 @@ import optax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from train.core import leaves
-from train.core.leaves import Axes
+from models import leaves
+from models.leaves import Axes
 
 Kind = Literal["float32", "bfloat16", "int8"]
 _BLOCK = 128  # entries at most that share a scale

@@ -28,16 +28,16 @@ from configs.ranges import (
   Positive,
   Share,
 )
+from models import leaves
+from models.leaves import Axes
 from train.core import (
   balance,
   ema,
-  leaves,
   moments,
   per_layer,
   streamed,
   width,
 )
-from train.core.leaves import Axes
 
 _Moments = moments.Kind  # a field hides the module
 
@@ -206,7 +206,7 @@ CONFIGS: dict[str, type] = {
 
 
 def make(
-  config: Config, schedule: optax.Schedule, axes: Axes
+  config: Config, schedule: optax.Schedule, axes: Axes, speeds: Any = None
 ) -> optax.GradientTransformationExtraArgs:
   """Builds an optimizer.
 
@@ -224,6 +224,7 @@ def make(
     config: one of CONFIGS.
     schedule: step -> factor of the peak lr.
     axes: a tree like the parameters, of tuples of logical names.
+    speeds: what the lr of each is multiplied by; None: 1.
 
   Raises:
     ValueError: a pattern of no_decay that matches no parameter; a bias_speed of
@@ -258,6 +259,11 @@ def make(
   step = optax.chain(
     clip, _direction(config, trained), optax.scale_by_learning_rate(lr)
   )
+  if speeds is not None:
+    of_each = optax.stateless(
+      lambda steps, _: jax.tree.map(jnp.multiply, steps, speeds)
+    )
+    step = optax.chain(step, of_each)
   if isinstance(config, ScheduleFree):
     # optax counts from 1 here.
     step = optax.contrib.schedule_free(step, lambda i: lr(i - 1), config.b1)

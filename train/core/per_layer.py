@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from train.core import leaves
+from models import leaves
 
 
 def scale_by_trust_ratio(axes: Any) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from etils import epath
 
 from configs import door
 from data import pipeline
-from models import durable, families, flops
+from models import base, durable, families, flops
 from sharding import hosts, report
 from sharding.rules import Layout
 from train.core import (
@@ -29,6 +29,7 @@ from train.core import (
   loop,
   moments,
   optim,
+  parts,
   precision,
   preemption,
   rollback,
@@ -96,17 +97,19 @@ def train(
   workdir, ledger, say = session.workdir, session.ledger, session.say
   settings = setup.settle(config, workdir, sections, say)
   optimizer, update = make_step(config, s.model, s.layout, objective)
-  if getattr(config.optim, "moments", None) == "int8":
-    shapes = families.abstract(s.model)
-    if whole := moments.whole(families.axes(s.model), shapes):
-      say(
-        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
-      )
+  split = parts.make(config)
+  _tell_of_moments(config, split, say)
   batches = s.batches(config.data.weights, config.train.seed)
+  parent = base.parent(_base(config), workdir)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpointing.Checkpoints(
-        workdir, config.checkpoint, settings, s.store.tokenizer.save, say=say
+        workdir,
+        config.checkpoint,
+        settings,
+        s.store.tokenizer.save,
+        parent,
+        say,
       )
     )
     source = _Source(session, config, s, optimizer, checkpoints)
@@ -145,10 +148,25 @@ def train(
       loop_state=loop_state,
       go_back=source.go_back,
       is_preempted=session.preemption.is_asked,
+      join=split.join,
     )
   if not is_over:
     say("preempted, and saved: start again to go on")
   return 0 if is_over else preemption.EXIT_CODE
+
+
+def _base(config: door.Config) -> str | None:
+  return config.base.path if "base" in config.sections else None
+
+
+def _tell_of_moments(
+  config: door.Config, split: parts.Parts, say: Callable[[str], None]
+) -> None:
+  if getattr(config.optim, "moments", None) == "int8":
+    if whole := moments.whole(split.axes, split.shapes):
+      say(
+        f"moments in fp32 all the same, for want of blocks: {', '.join(whole)}"
+      )
 
 
 def make_step(
@@ -165,12 +183,13 @@ def make_step(
     layout: where it lives.
     objective: what is minimised.
   """
-  axes = families.axes(model)
+  split = parts.make(config)
+  axes = split.axes
   factor = schedule.make(config.schedule, config.train.steps)
-  optimizer = optim.make(config.optim, factor, axes)
+  optimizer = optim.make(config.optim, factor, axes, split.speeds)
   if model.dtype == "float16":
     optimizer = precision.wrap(optimizer, precision.Config())
-  places = layout.shardings(axes, families.abstract(model), "grads")
+  places = layout.shardings(axes, split.shapes, "grads")
   places = jax.tree.map(lambda place: place.spec, places)
   n_micro, how = config.train.n_micro, config.mesh.pipeline
   rounds, seed = config.train.diloco, config.train.seed
@@ -183,6 +202,7 @@ def make_step(
     axes=axes,
     grad_shardings=places,
     judge=config.guard,
+    join=split.join,
   )
   if rounds is None:
     return optimizer, make(seed=seed)
@@ -209,7 +229,8 @@ class _Source:
   def __init__(self, session, config, s, optimizer, checkpoints):
     self._session, self._config, self._setup = session, config, s
     self._optimizer, self._checkpoints = optimizer, checkpoints
-    self._places = state.abstract(s.model, optimizer, s.layout)
+    self._parts = parts.make(config)
+    self._places = state.abstract(self._parts, optimizer, s.layout)
 
   def begin(
     self, batches: pipeline.TrainBatches
@@ -231,10 +252,9 @@ class _Source:
         next(batches)
       loop_state = kept
     if jax.process_index() == 0:
-      axes = families.axes(self._setup.model)
       for name, text in (
         ("sharding.txt", report.table(first) + "\n"),
-        ("decay.txt", optim.listing(self._config.optim, axes)),
+        ("decay.txt", optim.listing(self._config.optim, self._parts.axes)),
       ):
         durable.write_text(workdir / name, text)
     return first, loop_state
@@ -272,10 +292,26 @@ class _Source:
       first, progress = self._first(), None
     else:
       first, progress = found
+      if first.frozen and first.frozen.base:
+        _, frozen = self._read()
+        first = first.replace(frozen=first.frozen.replace(base=frozen.base))
     report.check(first, jax.tree.map(lambda x: x.sharding, self._places))
     return first, progress
 
   def _first(self) -> TrainState:
     s, c = self._setup, self._config
+    if "base" in c.sections:
+      read = self._read()
+      return state.begin(self._parts, self._optimizer, s.layout, *read)
     width = c.optim.mup_width
     return state.init(s.model, self._optimizer, s.layout, c.train.seed, width)
+
+  def _read(self) -> tuple[Any, Any]:
+    """The two parts, as the base begins them."""
+    s, c, places = self._setup, self._config, self._places
+    seed, say = c.train.seed, self._session.say
+    path = epath.Path(c.base.path)
+    params = base.read(path, s.model, s.layout, seed, say)
+    shards = jax.tree.map(lambda x: x.sharding, (places.params, places.frozen))
+    split = jax.jit(self._parts.split, out_shardings=shards)
+    return split(params, jax.random.key(seed))

@@ -19,7 +19,7 @@ from train.core import conflicts
 
 # What a run cannot change on the way: its parameters and its place in the data
 # would mean something else.
-_FIXED = ("model", "tokenizer", "data", "batch")
+_FIXED = ("model", "tokenizer", "data", "batch", "adapter")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from jaxtyping import Array, Int
 
 from models import families
 from sharding.rules import Layout
-from train.core import guard, optim, width
+from train.core import guard, optim, parts, width
+from train.core.parts import Parts
 
 
 # Unchecked: as a pytree it also carries shardings and shapes.
@@ -26,6 +27,8 @@ class TrainState:
   params: Any
   opt_state: optax.OptState
   guard: guard.History
+  # What no step changes: a parts.Frozen, or nothing.
+  frozen: Any = flax.struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Round:
 
 
 def start(params: Any, optimizer: Optimizer) -> TrainState:
-  """The state before the first step."""
+  """The state before the first step, but for what is frozen."""
   if isinstance(optimizer, Copies):
     opt_state = Round(
       spread(start(params, optimizer.optimizer), optimizer.n_replicas),
@@ -57,7 +60,8 @@ def start(params: Any, optimizer: Optimizer) -> TrainState:
     )
   else:
     opt_state = optimizer.init(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, guard.start())
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, opt_state, guard.start())
 
 
 def spread(tree: Any, n_replicas: int) -> Any:
@@ -68,16 +72,22 @@ def spread(tree: Any, n_replicas: int) -> Any:
 
 
 def shardings(
-  model: families.Config,
+  model: families.Config | Parts,
   optimizer: Optimizer,
   layout: Layout,
 ) -> TrainState:
   """Where every leaf of the state lives: moments by the rules of `state`.
 
+  Args:
+    model: what is trained, all of it or its parts.
+    optimizer: as `run.make_step` gives it.
+    layout: where it lives.
+
   Raises:
     ValueError: the rules do not fit a shape; names the leaf and the sizes.
   """
-  params, axes = families.abstract(model), families.axes(model)
+  model = parts.of(model)
+  params, axes = model.shapes, model.axes
   moments = layout.shardings(axes, params, "state")
   if isinstance(optimizer, Copies):
     one = shardings(model, optimizer.optimizer, layout)
@@ -90,18 +100,19 @@ def shardings(
     layout.shardings(axes, params, "params"),
     opt_state,
     jax.tree.map(lambda _: layout.replicated, jax.eval_shape(guard.start)),
+    layout.shardings(model.frozen_axes, model.frozen_shapes, "params"),
   )
 
 
 def abstract(
-  model: families.Config,
+  model: families.Config | Parts,
   optimizer: Optimizer,
   layout: Layout,
 ) -> TrainState:
   """Shapes, types and shardings of the state; nothing is computed."""
-  shapes = jax.eval_shape(
-    lambda: start(families.init(model, jax.random.key(0)), optimizer)
-  )
+  model = parts.of(model)
+  shapes = jax.eval_shape(lambda params: start(params, optimizer), model.shapes)
+  shapes = shapes.replace(frozen=model.frozen_shapes)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -135,3 +146,28 @@ def init(
 
   make = jax.jit(first, out_shardings=shardings(model, optimizer, layout))
   return make(jax.random.key(seed))
+
+
+def begin(
+  model: Parts,
+  optimizer: Optimizer,
+  layout: Layout,
+  params: Any,
+  frozen: Any,
+) -> TrainState:
+  """The first state around parameters that are there, and live where they shall.
+
+  Args:
+    model: the parts.
+    optimizer: as `run.make_step` gives it.
+    layout: where it lives.
+    params: the trained part; it is taken over.
+    frozen: the other one.
+  """
+  places = shardings(model, optimizer, layout).replace(frozen={})
+  make = jax.jit(
+    lambda params: start(params, optimizer),
+    out_shardings=places,
+    donate_argnums=0,
+  )
+  return make(params).replace(frozen=frozen)

@@ -9,7 +9,8 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from data.batch import Batch
-from train.core import guard, leaves, precision, streamed
+from models import leaves
+from train.core import guard, parts, precision, streamed
 from train.core.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
@@ -28,6 +29,7 @@ def make(
   axes: leaves.Axes | None = None,
   grad_shardings: Any = None,
   judge: guard.Config | None = None,
+  join: Callable[[Any, Any, Array], Any] = parts.only_trained,
 ) -> Step:
   """Builds the step that the loop compiles once, with the state donated.
 
@@ -45,12 +47,16 @@ def make(
     grad_shardings: where the sum of the gradients lives, a tree like params of
       shardings, or of specs in whatever mesh is in use.
     judge: what makes a step bad; None: the defaults.
+    join: (trained, frozen, key) to the parameters that the objective takes.
   """
 
   judge = judge or guard.Config()
-  summed = _summed(objective, grad_shardings)
 
   def step(state: TrainState, batch: Batch):
+    def whole(params, part, key):
+      return objective(join(params, state.frozen, key), part, key)
+
+    summed = _summed(whole, grad_shardings)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = state.params
     scale = precision.loss_scale(state.opt_state)  # 1 but in fp16
@@ -59,12 +65,6 @@ def make(
     )
     weight = jnp.maximum(weight, 1)
     grads = jax.tree.map(lambda g: g / (weight * scale), grads)
-
-    def mean_loss(params):
-      total, _ = over_micro_batches(
-        lambda part, key: objective(params, part, key)[:2], batch, key, n_micro
-      )
-      return total / weight
 
     loss = loss_sum / weight
     grad_norm = _norm(axes, grads)
@@ -84,7 +84,8 @@ def make(
       params,
       value=loss,
       grad=grads,
-      value_fn=mean_loss,  # traced only by optimizers that search along a line
+      # Traced only by optimizers that search along a line.
+      value_fn=_mean_loss(whole, batch, key, n_micro, weight),
       is_good=verdict.is_good,  # read by those that keep the state elsewhere
     )
     params, opt_state = streamed.chosen(
@@ -94,10 +95,24 @@ def make(
     )
     metrics |= {"grad_norm": (grad_norm, jnp.ones(()))}
     metrics |= precision.metrics(opt_state)
-    new = TrainState(state.step + 1, params, opt_state, history)
+    new = TrainState(state.step + 1, params, opt_state, history, state.frozen)
     return new, _told(metrics, verdict), verdict
 
   return step
+
+
+def _mean_loss(
+  objective: Objective, batch: Batch, key: Array, n_micro: int, weight: Array
+) -> Callable[[Any], Array]:
+  """Parameters to the mean over the batch, whose gradient the step has."""
+
+  def loss(params):
+    total, _ = over_micro_batches(
+      lambda part, key: objective(params, part, key)[:2], batch, key, n_micro
+    )
+    return total / weight
+
+  return loss
 
 
 def _summed(objective: Objective, shardings: Any) -> Callable[..., Any]:

@@ -14,8 +14,8 @@ from flax import traverse_util
 from jax import numpy as jnp
 from jaxtyping import Array, Bool
 
-from train.core import leaves
-from train.core.leaves import Axes
+from models import leaves
+from models.leaves import Axes
 
 KIND = "pinned_host"
 STACK = "layers"  # what a stack of layers is called, among parameters and dims

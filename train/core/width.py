@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import optax
 
-from train.core import leaves
+from models import leaves
 
 Axes = Any  # a tree like the parameters, of tuples of logical names
 

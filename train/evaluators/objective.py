@@ -10,6 +10,8 @@ from models import families
 from sharding.rules import Layout
 from train.core import staged, step
 
+NAMES = ("loss", "accuracy")  # of what may be measured; numbers have no hits
+
 
 def make(
   objective: step.Objective,
@@ -30,16 +32,17 @@ def make(
   @jax.jit
   def sums(params, batch):
     _, _, metrics = objective(params, batch, None)
-    return {name: metrics[name] for name in ("loss", "accuracy")}
+    return {name: metrics[name] for name in NAMES if name in metrics}
 
   def evaluate(params: Any, at_step: int) -> dict[str, float]:
     del at_step
-    total = {"loss": [0.0, 0.0], "accuracy": [0.0, 0.0]}
+    total: dict[str, list[float]] = {"loss": [0.0, 0.0]}
     with layout.use():
       for batch in batches():
         for name, pair in sums(params, batch).items():
           total[name] = [
-            a + float(b) for a, b in zip(total[name], pair, strict=True)
+            a + float(b)
+            for a, b in zip(total.get(name, [0.0, 0.0]), pair, strict=True)
           ]
     if not total["loss"][1]:
       raise ValueError(

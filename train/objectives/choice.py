@@ -8,9 +8,11 @@ from jaxtyping import Bool
 from configs import fields
 from models import families
 from train.core import step
-from train.objectives import lm, mlm
+from train.objectives import labels, lm, mlm
 
-CONFIGS = fields.Choice({"lm": lm.Config, "mlm": mlm.Config}, default="lm")
+CONFIGS = fields.Choice(
+  {"lm": lm.Config, "mlm": mlm.Config, "labels": labels.Config}, default="lm"
+)
 
 
 def make(
@@ -25,4 +27,6 @@ def make(
   """
   if isinstance(config, mlm.Config):
     return mlm.make(config, model, word_edges)
+  if isinstance(config, labels.Config):
+    return labels.make(config, model)
   return lm.make(config, model)

@@ -3,16 +3,19 @@
 The logits of all tokens are never held at once: the cross-entropy goes through
 the text in chunks, and each chunk leaves the gradients of its hidden states and
 of the head behind, so that nothing is computed twice. z-loss: arXiv 2204.02311.
-Label smoothing: 1512.00567.  The token after next: 2412.19437, section 2.2.
+Label smoothing: 1512.00567.  NEFTune: 2310.05914.  The token after next: 2412.19437, section 2.2.
 Extra letters: U tokens of a chunk.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import linen as nn
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -20,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from configs import fields
 from configs.ranges import Count, Fraction, NonNegative
 from data.batch import Batch
-from models import families
+from models import families, prefix
 from models.layers.embed import Biased
 from models.weights import Weight
 from sharding import context, rules
@@ -38,6 +41,8 @@ class Config:
   label_smoothing: Fraction = 0.0  # of the target, spread over the vocabulary
   # Of the loss of the token after next, with model.ahead; 0.3, then 0.1 in V3.
   ahead_weight: NonNegative = 0.0
+  # Largest noise on an embedding, times sqrt(T D); 5 to 15 in 2310.05914.
+  neftune_alpha: NonNegative = 0.0
   chunk_tokens: Count = 256  # of each row, whose logits are held at once
 
   def __post_init__(self):
@@ -49,21 +54,22 @@ def make(config: Config, model: families.Config):
 
   A key of None evaluates: no dropout, and the next token alone.
   """
-  module = families.build(model)
   is_sown = ("losses", "figures")
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
     looks_ahead = key is not None and config.ahead_weight > 0
-    (hidden_BTD, _), sown = module.apply(
-      {"params": params},
-      batch.tokens,
-      batch.positions,
-      batch.segment_ids,
-      **batch.beside,
-      deterministic=key is None,
-      rngs=None if key is None else {"dropout": key},
-      mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
-    )
+    with noise(0.0 if key is None else config.neftune_alpha, key):
+      (hidden_BTD, _), sown = prefix.apply(
+        model,
+        params,
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        **batch.beside,
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+        mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
+      )
     how, head = families.scoring(model), families.whole_head(model, params)
     loss, sums = cross_entropy(
       config, how, hidden_BTD, head, batch.targets, batch.weights
@@ -83,6 +89,25 @@ def make(config: Config, model: families.Config):
     return loss + weight * extra / model.n_layers, weight, metrics
 
   return objective
+
+
+def noise(alpha: float, key: PRNGKeyArray | None):
+  """What a decoder reads inside becomes noisy: NEFTune.
+
+  Uniform, at most alpha / sqrt(T D), on what enters the first layer.
+  """
+
+  def intercept(method, args, kwargs, context):
+    x = method(*args, **kwargs)
+    if context.method_name != "enter":
+      return x
+    most = alpha / math.sqrt(x.shape[1] * x.shape[2])
+    drawn = jax.random.uniform(
+      jax.random.fold_in(key, 2), x.shape, minval=-most, maxval=most
+    )
+    return x + drawn.astype(x.dtype)
+
+  return nn.intercept_methods(intercept) if alpha else contextlib.nullcontext()
 
 
 def one_further(
@@ -180,27 +205,35 @@ def cross_entropy(
 
 def _forward(config, how, hidden, head, targets, weights):
   """Each shard adds up its own gradient of the head: the shards add up theirs
-  once, not once a chunk.
+  once, not once a chunk. Of a frozen head, or of what is frozen of it, there is
+  none.
   """
+  asked = jax.tree.map(lambda x: x.perturbed, head)
+  hidden, head, targets, weights = jax.tree.map(
+    lambda x: x.value, (hidden, head, targets, weights)
+  )
 
   def on_shard(rows, head):
+    trained, rest = _parted(asked, head)
+
+    def score(hidden, trained):
+      return families.score(how, hidden, _whole(trained, rest))
+
     def add(carry, chunk):
       total, grad_head = carry
       hidden_BUD, targets_BU, weights_BU = chunk
-      logits, pull = jax.vjp(
-        lambda h, w: families.score(how, h, w), hidden_BUD, head
-      )
+      logits, pull = jax.vjp(score, hidden_BUD, trained)
       sums, grad_logits = _chunk(config, logits, targets_BU, weights_BU)
       grad_hidden, grad = pull(grad_logits)
       grad_head = jax.tree.map(jnp.add, grad_head, grad)
       return (jax.tree.map(jnp.add, total, sums), grad_head), grad_hidden
 
-    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), head)
+    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), trained)
     start = _zeros(rows), zeros
     (sums, grad_head), grad_hidden = jax.lax.scan(
       add, start, _chunks(config, *rows)
     )
-    grad_head = jax.tree.map(lambda g, w: g.astype(w.dtype), grad_head, head)
+    grad_head = jax.tree.map(lambda g, w: g.astype(w.dtype), grad_head, trained)
     n_rows, length, width = rows[0].shape
     grad_hidden = jnp.moveaxis(grad_hidden, 0, 1).reshape(n_rows, -1, width)
     stacked = jax.tree.map(lambda x: x[None], (sums, grad_head))
@@ -222,11 +255,27 @@ def _backward(config, how, saved, cotangents):
   return *grads, None, None
 
 
-cross_entropy.defvjp(_forward, _backward)
+# Told which arguments have a gradient at all.
+cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _parted(asked: Any, tree: Any) -> tuple[Any, Any]:
+  """The leaves that are asked for and the others, None in place of each."""
+  part = jax.tree.map(lambda one, x: x if one else None, asked, tree)
+  rest = jax.tree.map(lambda one, x: None if one else x, asked, tree)
+  return part, rest
+
+
+def _whole(part: Any, rest: Any) -> Any:
+  return jax.tree.map(
+    lambda x, y: y if x is None else x, part, rest, is_leaf=lambda x: x is None
+  )
 
 
 def _added_up(head: Weight | Biased, parts: Any) -> Any:
-  """The head's gradient, of what the shards have of it."""
+  """The head's gradient, of what the shards have of it, if anything."""
+  if parts is None:
+    return None
   if isinstance(head, Biased):
     table = _added_up(head.table, parts.table)
     return Biased(table, rules.added_up(parts.bias, "vocab"))

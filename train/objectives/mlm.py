@@ -39,6 +39,11 @@ class Config(lm.Config):
 
   def __post_init__(self):
     super().__post_init__()
+    if self.neftune_alpha:
+      raise ValueError(
+        f"neftune_alpha={self.neftune_alpha} is for what reads one way: leave it"
+        " out."
+      )
     if self.random_share + self.kept_share > 1:
       raise ValueError(
         f"random_share={self.random_share} and kept_share={self.kept_share} are "

@@ -8,6 +8,7 @@ scanned model trains exactly as the unrolled one.
 
 import difflib
 import fnmatch
+from collections.abc import Container
 from typing import Any
 
 import jax
@@ -74,6 +75,21 @@ def split(axes: Axes, tree: Any) -> tuple[Any, Any]:
   )
 
 
+def part(tree: Any, chosen: Container[str]) -> tuple[Any, Any]:
+  """The leaves of a tree of dicts under some paths, and the others."""
+  flat = traverse_util.flatten_dict(tree)
+  return tuple(
+    traverse_util.unflatten_dict(
+      {
+        path: leaf
+        for path, leaf in flat.items()
+        if ("/".join(path) in chosen) == is_wanted
+      }
+    )
+    for is_wanted in (True, False)
+  )
+
+
 def join(tree: Any, part: Any) -> Any:
   """A tree of dicts with the leaves that a part of it has in their place."""
   flat = traverse_util.flatten_dict(tree) | traverse_util.flatten_dict(part)
@@ -108,15 +124,29 @@ def decayed(axes: Any, no_decay: tuple[str, ...] | None) -> dict[str, bool]:
   names = jax.tree.leaves(axes, is_leaf=is_names)
   if no_decay is None:
     return dict(zip(paths(axes), [is_matrix(n) for n in names], strict=True))
-  known = paths(axes)
-  for pattern in no_decay:
-    if not any(fnmatch.fnmatchcase(path, pattern) for path in known):
+  left = matched(axes, no_decay, "optim.no_decay")
+  return {path: path not in left for path in paths(axes)}
+
+
+def matched(axes: Any, patterns: tuple[str, ...], key: str) -> set[str]:
+  """The paths that any of some patterns matches, "*" for any characters.
+
+  Args:
+    axes: tree of names.
+    patterns: one or more.
+    key: where they stand in a config, for messages.
+
+  Raises:
+    ValueError: a pattern that matches nothing.
+  """
+  known, found = paths(axes), set()
+  for pattern in patterns:
+    hits = {path for path in known if fnmatch.fnmatchcase(path, pattern)}
+    if not hits:
       near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)
       raise ValueError(
-        f"optim.no_decay: {pattern!r} matches no parameter; the nearest are "
+        f"{key}: {pattern!r} matches no parameter; the nearest are "
         f"{', '.join(near)}."
       )
-  return {
-    path: not any(fnmatch.fnmatchcase(path, pattern) for pattern in no_decay)
-    for path in known
-  }
+    found |= hits
+  return found

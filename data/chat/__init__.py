@@ -1,0 +1,1 @@
+"""Conversations to tokens, and which of them the model is to say itself."""
