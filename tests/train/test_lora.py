@@ -189,15 +189,24 @@ def test_a_path_without_inputs_is_told_before_any_work(from_base):
     conflicts.check(config(adapter={"paths": ("*_norm/scale",)}))
 
 
-def test_an_adapter_of_another_kind_is_no_resumption(trained, tmp_path):
+@pytest.mark.parametrize(
+  ("section", "change", "told"),
+  [
+    ("adapter", {"rank": 8}, "adapter.rank=4, and now it is 8"),
+    ("base", {"weights": "int8"}, "base.weights='nf4', and now it is 'int8'"),
+  ],
+)
+def test_an_adapter_of_another_kind_is_no_resumption(
+  trained, tmp_path, section, change, told
+):
   config, expected = trained
   workdir = epath.Path(tmp_path)
   _copy(expected / "checkpoints" / "4", workdir / "checkpoints" / "4")
-  other = dataclasses.replace(config.adapter, rank=8)
+  other = dataclasses.replace(config.sections[section], **change)
   changed = dataclasses.replace(
-    config, sections={**config.sections, "adapter": other}
+    config, sections={**config.sections, section: other}
   )
-  with pytest.raises(ValueError, match="adapter.rank=4, and now it is 8"):
+  with pytest.raises(ValueError, match=told):
     lora.main(changed, workdir)
 
 
