@@ -375,7 +375,8 @@ def agree(
     config: what shall be done now.
     path: the checkpoint.
     sections: of the entrypoint.
-    fixed: sections that must be the same; what differs in others is said.
+    fixed: sections, or keys, that must be the same; what differs elsewhere is
+      said.
     say: takes a line.
 
   Raises:
@@ -383,7 +384,8 @@ def agree(
   """
   kept = path / "config.json"
   changed = differences(load(kept, sections), config)
-  wrong = [key for key in changed if key.split(".")[0] in fixed]
+  fixed = {*fixed}
+  wrong = [k for k in changed if fixed & {k, k.split(".")[0]}]
   if wrong:
     was, now = changed[wrong[0]]
     raise ValueError(

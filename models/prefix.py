@@ -147,7 +147,7 @@ def start(
       for k, v in zip(own["keys"], own["values"], strict=True)
     ]
   else:
-    kept = _read(config, params, own["rows"]).layers
+    kept = _read(config, params, own["rows"], n_rows).layers
 
   def put(slots, own):
     own = jnp.broadcast_to(
@@ -159,18 +159,21 @@ def start(
   return Cache(layers, cache.lengths + n)
 
 
-def _read(config: families.Config, params: Any, rows: Array) -> Cache:
-  """One row of text that is the vectors alone."""
+def _read(
+  config: families.Config, params: Any, rows: Array, n_rows: int
+) -> Cache:
+  """Texts that are the vectors alone: the same for all, each where it lives."""
   n = rows.shape[0]
   table = ExtendedArray(params["embed"]["table"], rows)
   params = {**params, "embed": {**params["embed"], "table": table}}
   at = jnp.arange(n, dtype=jnp.int32)[None]
+  at = jnp.broadcast_to(at, (n_rows, n))
   _, cache = families.build(config).apply(
     {"params": params},
     config.vocab_size + at,
     at,
     jnp.ones_like(at),
-    caches.empty(config, 1, n),
+    caches.empty(config, n_rows, n),
   )
   return cache
 

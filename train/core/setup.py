@@ -19,7 +19,10 @@ from train.core import conflicts
 
 # What a run cannot change on the way: its parameters and its place in the data
 # would mean something else.
-_FIXED = ("model", "tokenizer", "data", "batch", "adapter")
+_FIXED = (
+  "model", "tokenizer", "data", "batch", "adapter",
+  "base.trained", "base.weights", "base.double",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
