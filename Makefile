@@ -63,7 +63,7 @@ lint: .venv/test
 	touch $@
 
 .venv/parity: .venv/test
-	$(PIP) -e '.[test,parity]'
+	$(PIP) -e '.[test,parity,eval,lm-eval]'
 	touch $@
 
 .PHONY: demo test smollm2 real_weights parity parity-hf slow faults lint
