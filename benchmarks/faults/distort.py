@@ -130,7 +130,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 def no_choices(hint: Any, rng: random.Random) -> Iterator[Any]:
   """Words that a Literal does not have: nonsense, and near misses."""
   known = _choices(hint)
-  for choice in known[:2]:
+  for choice in [choice for choice in known if choice][:2]:
     for value in ("nonsense", choice.upper(), *typos(choice, rng)):
       if value not in known:
         is_tuple = tuple in _kinds(hint)

@@ -118,6 +118,7 @@ def pages() -> dict[str, Page]:
     if "def get_config(" in text and "python -m train.pretrain" in text:
       found[path.stem] = door.read(path)
   begun = {name: found[name] for name in _BEGUN}
+  begun["labels"] = _labelled(found["bert_tiny"])
   for section, choice in pretrain.SECTIONS.items():
     if not isinstance(choice, dict):
       continue
@@ -128,6 +129,16 @@ def pages() -> dict[str, Page]:
         stem, page = _fitting(begun, section, {"name": name, **chosen})
         found[f"{stem} with {name}"] = page
   return found
+
+
+def _labelled(page: Page) -> Page:
+  """An encoder's page, for texts of two classes."""
+  page = copy.deepcopy(page)
+  page["model"]["heads"] = {"kinds": ("texts",)}
+  page["data"] |= {"formats": ("labels",), "chat": {"labels": ("no", "yes")}}
+  page["batch"]["packing"] = "whole"
+  page["objective"] = {}
+  return page
 
 
 def _fitting(

@@ -122,6 +122,7 @@ def test_f1_and_mcc_have_known_answers():
 @pytest.mark.parametrize("seed", range(5))
 def test_f1_and_mcc_are_those_of_sklearn(seed):
   from sklearn import metrics as sklearn
+
   right, said = _labels(seed, 2 + seed)
   macro, micro = metrics.f1(right, said)
   theirs = sklearn.f1_score

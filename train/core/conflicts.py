@@ -148,10 +148,11 @@ def _parts(batch, train, layout):
 def _stages(model, mesh, layout):
   n_stages = layout.n_stages
   if n_stages == 1:
-    if mesh.pipeline is not None:
+    if (how := mesh.pipeline) is not None:
       raise ValueError(
-        "mesh.pipeline says how stages work, and mesh.stage=1 makes none: "
-        "leave it out, or give mesh.stage=2 or more."
+        f"mesh.pipeline (schedule={how.schedule}, n_repeats={how.n_repeats}) "
+        "says how stages work, and mesh.stage=1 makes none: leave it out, or "
+        "give mesh.stage=2 or more."
       )
     return
   if families.reads(model, "source"):
