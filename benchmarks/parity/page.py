@@ -19,7 +19,7 @@ name has it). Each makes two steps in fp32, and loss, gradient norm, every other
 figure that is reported, updated parameters and momentum are compared with those
 of one device. Entries are the largest relative difference, in millionths (of
 parameters and momentum: of the largest of a leaf); ten fail, of momentum
-thirty. The largest of all is {worst:.1f}, of the {name} of {cell}.
+two hundred (meshes.py says why). The largest of all is {worst:.1f}, of the {name} of {cell}.
 """
 _REFUSED = """
 ## What is refused
