@@ -1,6 +1,6 @@
 """Instructions, on top of the quickstart: say what it does, get the function.
 
-    python -m data.functions --out=runs/functions.jsonl
+    python -m data.functions --file=runs/functions.jsonl
     python -m train.finetune --config=configs/finetune_functions.py \\
       --workdir=runs/finetuned
 

@@ -1,6 +1,6 @@
 """Instructions out of code: what a function does, and the function.
 
-    python -m data.functions --out=runs/functions.jsonl
+    python -m data.functions --file=runs/functions.jsonl
 
 Of the Python standard library as it lies on this machine: short functions with
 a docstring, whose first paragraph and signature are the instruction, and whose
@@ -18,13 +18,13 @@ from data import sources
 
 MAX_CHARS = 400  # of an instruction, and of an output
 
-_OUT = flags.DEFINE_string("out", None, "the file to write", required=True)
+_FILE = flags.DEFINE_string("file", None, "the file to write", required=True)
 
 
 def main(argv: list[str]) -> None:
   """Writes the file."""
   del argv
-  out = epath.Path(_OUT.value)
+  out = epath.Path(_FILE.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   rows = {
     row["instruction"]: row

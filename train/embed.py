@@ -87,7 +87,7 @@ def _save(
     with (workdir / "buckets.npy").open("wb") as file:
       np.save(file, found.buckets, allow_pickle=False)
   door.write(workdir / "config.json", config.to_dict())
-  said = card.make(0, None, metrics)
+  said = card.make(0, None, None, metrics)
   durable.write_text(workdir / "card.json", f"{json.dumps(said)}\n")
   manifest.seal(workdir)
 

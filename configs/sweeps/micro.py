@@ -1,7 +1,7 @@
 """A scaling law on a laptop: four sizes of Llama, three computes, real text.
 
     python -m train.sweep --config=configs/sweeps/micro.py --workdir=runs/micro
-    python -m research.scaling.fit --points=runs/micro/points.csv --out=runs/micro/law
+    python -m research.scaling.fit --points=runs/micro/points.csv --picture=runs/micro/law.png
 
 Twelve runs of 0.2 to 1.2 M parameters on the interpreter's own standard library.
 Argument: `:scale=0.1` makes every run a tenth as long.

@@ -1,10 +1,10 @@
 """Fits scaling laws to runs, and says how sure they are.
 
     python -m research.scaling.fit --points=FILE.csv
-    python -m research.scaling.fit --runs='runs/sweep/*' --out=runs/sweep/law
+    python -m research.scaling.fit --runs='runs/sweep/*' --picture=runs/sweep/law.png
 
 FILE.csv has the columns N (parameters), D (tokens) and loss (nats a token); --runs
-reads finished runs instead. Prints tables, writes OUT.png, and ends with one line
+reads finished runs instead. Prints tables, draws --picture, and ends with one line
 of JSON: E, A, B, alpha, beta, each with its interval, and what follows from them.
 """
 
@@ -22,7 +22,7 @@ from research.scaling import plots, points, power
 
 _POINTS = flags.DEFINE_string("points", "", "CSV file with N, D, loss")
 _RUNS = flags.DEFINE_string("runs", "", "pattern of the folders of runs")
-_OUT = flags.DEFINE_string("out", "", "picture, without .png; none if empty")
+_PICTURE = flags.DEFINE_string("picture", "", "file to draw; none if empty")
 _DRAWS = flags.DEFINE_integer("draws", 200, "of the bootstrap", 10)
 _COMPUTE = flags.DEFINE_list("compute", [], "FLOPs to tell the best N and D of")
 
@@ -129,9 +129,9 @@ def main(argv: list[str]) -> None:
     print(f"error: {error}", flush=True)
     raise SystemExit(2) from None
   print(*lines(told), sep="\n")
-  if _OUT.value:
+  if _PICTURE.value:
     law = laws.Law(**{name: told[name] for name in laws.NAMES})
-    path = epath.Path(_OUT.value).with_suffix(".png")
+    path = epath.Path(_PICTURE.value).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.write(path, found, law, laws.resampled(found, law, 50))
     print(f"picture: {path}")

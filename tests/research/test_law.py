@@ -109,7 +109,7 @@ def test_a_file_of_points_becomes_a_report_and_a_picture(tmp_path):
     [
       *(sys.executable, "-m", "research.scaling.fit", "--draws=60"),
       f"--points={tmp_path}/points.csv",
-      f"--out={tmp_path}/law",
+      f"--picture={tmp_path}/law.png",
       "--compute=1e22",
     ],
     capture_output=True,

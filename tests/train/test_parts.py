@@ -16,7 +16,7 @@ from jax.extend import core as jexc
 from configs import door
 from models import arrays, base, checkpoint, manifest
 from models.layers import stack
-from train import pretrain
+from train import finetune, pretrain
 from train.core import conflicts, parts
 from train.objectives import lm
 
@@ -59,7 +59,7 @@ def finetuned(begun, tmp_path_factory):
   _, settings = begun
   config = settings(LAST, checkpoint={"every_steps": 2}, optim={"ema": 0.9})
   workdir = epath.Path(tmp_path_factory.mktemp("finetuned"))
-  pretrain.main(config, workdir)
+  finetune.main(config, workdir)
   return config, workdir
 
 
@@ -112,7 +112,7 @@ def test_resumed_equals_never_interrupted_without_the_base(
   _copy(expected / "checkpoints" / "4", workdir / "checkpoints" / "4")
   gone = dataclasses.replace(config.base, path=f"{tmp_path}/gone")
   sections = {**config.sections, "base": gone}
-  pretrain.main(dataclasses.replace(config, sections=sections), workdir)
+  finetune.main(dataclasses.replace(config, sections=sections), workdir)
   ours, theirs = (checkpoint.find(w) for w in (workdir, expected))
   assert _digests(ours) == _digests(theirs)
   for name, x in arrays.read(ours / "state"):
@@ -194,7 +194,7 @@ def test_the_last_layer_alone_where_layers_are_kept_apart(begun, tmp_path):
     "model": dataclasses.replace(config.model, scanned=False),
   }
   config = dataclasses.replace(config, sections=sections)
-  pretrain.main(config, epath.Path(tmp_path))
+  finetune.main(config, epath.Path(tmp_path))
   _, params = checkpoint.load(epath.Path(tmp_path))
   _, was = checkpoint.load(path)
   was = {**was, "stack": stack.unstack(was["stack"])}
