@@ -99,6 +99,7 @@ def test_merged_equals_unmerged(kind, base, ask):
   assert abs(expected - ask(base)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_merged_onto_its_dequantized_values(base, ask):
   held = adapters.hold(
     adapters.Base(path="-", weights="nf4", double=True), AXES, base

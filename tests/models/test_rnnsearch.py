@@ -98,6 +98,7 @@ def test_packed_pairs_are_what_the_paper_says_of_each():
   assert np.isfinite(found).all()  # of padding, too
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
   params = cases.params(CONFIG)
 

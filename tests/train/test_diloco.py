@@ -155,6 +155,7 @@ def test_between_replicas_nothing_travels_in_a_step(tiny, even_batch):
   assert n_bytes <= far <= n_bytes + 1000
 
 
+@pytest.mark.slow
 def test_one_replica_that_goes_to_the_mean_is_the_plain_run(tiny, even_batch):
   """To the bit, with dropout."""
   model = tiny.__class__(**{**vars(tiny), "dropout": 0.1, "n_layers": 1})

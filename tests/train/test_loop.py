@@ -36,7 +36,9 @@ def test_nothing_compiles_after_the_first_evaluation(tmp_path):
   assert "resuming from" in last["two"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_the_same_run_twice_gives_the_same_bits(tmp_path, dtype):
   """In two processes (T8)."""
   folder = epath.Path(tmp_path)

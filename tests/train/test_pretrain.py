@@ -322,6 +322,7 @@ def test_a_run_that_stopped_early_stays_stopped(page, tmp_path, capsys):
   assert "has stopped early" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lbfgs_fits_the_full_batch(page, tmp_path):
   config = page()
   settings = config.to_dict()

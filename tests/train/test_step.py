@@ -35,9 +35,8 @@ def test_tokens_travel_and_experts_do_not():
   assert len(travel) == 4 and not gathered
 
 
-@pytest.mark.parametrize(
-  "name", ["t5_v1_1", pytest.param("bart", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5_v1_1", "bart"])
 def test_a_mesh_gives_the_update_of_one_device_to_pairs(name):
   """S1: of a text and of what it was written about, packed."""
   model = cases.CASES[name]

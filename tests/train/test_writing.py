@@ -27,7 +27,9 @@ def write(who, prompts, **how):
   return writing.write(who, prompts, Writing(**how), likelihood.at_once)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+  "temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_a_text_is_the_same_alone_and_beside_others(who, temperature):
   how = Writing(max_tokens=12, temperature=temperature, seed=3)
   texts, cut = writing.write(who, PROMPTS, how, likelihood.at_once)
