@@ -96,8 +96,11 @@ CONFIGS |= {
 _OTHERS = {
   name: dataclasses.replace(config, vocab_size=64, max_length=64)
   for name, config in cases.CASES.items()
-  if families.name(config) not in ("llama", "mixtral", "deepseek", "gpt")
-  or name in ("smollm3", "qwen2_moe")
+  if families.is_causal(config)
+  and (
+    families.name(config) not in ("llama", "mixtral", "deepseek", "gpt")
+    or name in ("smollm3", "qwen2_moe")
+  )
 }
 CONFIGS |= _OTHERS
 _FAST = {"gemma3", "bloom", "mamba2", "t5", "bart"}
