@@ -63,7 +63,7 @@ def take(src: epath.Path, out: epath.Path, dtype: str = "") -> families.Config:
   there = shards.find(src)
   pieces = [
     tensors.pieces(config, rows)
-    for rows in (catalogue.in_files(config), catalogue.of(config).ROWS)
+    for rows in (catalogue.in_files(config), catalogue.rows(config))
   ]
   found = bundle.match(config, pieces, there)
   passed = catalogue.unused(config)
@@ -148,7 +148,10 @@ def give(
   written = shards.write(out, wanted, max_bytes, read)
   settings["torch_dtype"] = wanted[pieces[0].theirs].dtype.name
   if any((path / name).exists() for name in tokenizers.FILES):
-    settings |= vocabulary.write(tokenizers.load(path), out)
+    ids = vocabulary.write(tokenizers.load(path), out)
+    if settings.get("pad_token_id") is not None:
+      ids.pop("pad_token_id")  # theirs counts positions from it
+    settings |= ids
   (out / "config.json").write_text(json.dumps(settings, indent=2))
   return written
 

@@ -12,17 +12,22 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from benchmarks.parity import hf as theirs_of  # noqa: E402
-from convert import hf  # noqa: E402
+from convert import catalogue, hf  # noqa: E402
 from tests.convert.test_hf import NTK, assert_same, save  # noqa: E402
 
 pytestmark = pytest.mark.parity
 ONE_WAY = [name for name in cases.CASES if name != NTK]
+# transformers 5 writes of T5 1.1 that its head is tied, beside a head of its own:
+# such a folder is refused, as it does not say which of the two is meant.
+SAVED = [name for name in ONE_WAY if name != "t5_v1_1"]
 
 
-@pytest.mark.parametrize("name", ONE_WAY)
+@pytest.mark.parametrize("name", SAVED)
 def test_what_transformers_saves_is_loaded(name, tmp_path):
   config = cases.CASES[name]
   model = theirs_of.build(config)
+  said = catalogue.of(config).theirs(config)
+  model.config.pad_token_id = said.get("pad_token_id")
   model.save_pretrained(tmp_path / "theirs", max_shard_size="20kB")
   hf.take(epath.Path(tmp_path / "theirs"), epath.Path(tmp_path / "ours"))
   params = jax.tree.map(np.asarray, cases.params(config))
@@ -39,6 +44,27 @@ def test_transformers_loads_what_we_write(name, tmp_path):
     tmp_path / "theirs", output_loading_info=True, attn_implementation="eager"
   )
   assert not any(said[key] for key in ("unexpected_keys", "mismatched_keys"))
-  tokens = torch.tensor(cases.batch(config).tokens, dtype=torch.long)
-  expected = theirs_of.build(config)(tokens).logits.detach().numpy()
-  np.testing.assert_array_equal(model(tokens).logits.detach().numpy(), expected)
+  text = _text(config)
+  ours = theirs_of.answers(config, model.eval(), text)
+  theirs = theirs_of.answers(config, theirs_of.build(config), text)
+  for got, expected in zip(ours, theirs, strict=True):
+    got, expected = got.detach().numpy(), expected.detach().numpy()
+    # To the bit but for where a file's tensors lie: torch then sums otherwise.
+    atol = 1e-6 * np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+
+
+def _text(config):
+  """The second row of a case, which is one text."""
+  batch = cases.batch(config)
+  fields = {
+    "tokens": batch.tokens,
+    "positions": batch.positions,
+    "types": batch.types,
+    "source": batch.source and batch.source.tokens,
+  }
+  return {
+    name: torch.tensor(x[1:2]).long()
+    for name, x in fields.items()
+    if x is not None
+  }

@@ -110,7 +110,7 @@ def rounded(tmp_path_factory):
   """The weights as bf16 holds them, computed with in fp32."""
   path = epath.Path(tmp_path_factory.mktemp("rounded")) / "smollm2"
   gguf.take(file_of("smollm2"), path, "bfloat16")
-  who = subject.load(path, mesh.Config(data=1), batch_tokens=2048)
+  who = subject.load(path, mesh.Config(), batch_tokens=2048)
   model = dataclasses.replace(who.model, dtype="float32")
   return dataclasses.replace(who, model=model)
 

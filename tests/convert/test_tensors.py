@@ -17,7 +17,7 @@ def test_every_part_lies_in_the_scanned_tree(name):
   config = cases.CASES[name]
   leaves = arrays.by_path(families.abstract(config))
   places = tensors.Places(config)
-  for rows in (catalogue.of(config).ROWS, catalogue.in_files(config)):
+  for rows in (catalogue.rows(config), catalogue.in_files(config)):
     pieces = tensors.pieces(config, rows)
     assert not tensors.missing(config, pieces)
     filled = {}
