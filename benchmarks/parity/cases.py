@@ -425,7 +425,10 @@ def run(
       found.append(jnp.where(counted[..., None] > 0, logits, 0))
     return nll / batch.weights.sum(), jnp.concatenate(found, -1)
 
-  step = jax.jit(jax.grad(loss, has_aux=True))
+  # One exchange after the other: devices of a busy CPU took independent ones in
+  # different orders, and waited for each other to the end.
+  in_order = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+  step = jax.jit(jax.grad(loss, has_aux=True), compiler_options=in_order)
   weights = params(config) if weights is None else weights
   gradients, logits = step(weights, batch(config))
   return np.asarray(logits), jax.tree.map(np.asarray, gradients)
