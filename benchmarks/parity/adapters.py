@@ -75,6 +75,10 @@ BEFORE = {  # what every text begins with
 }
 
 
+# Leaves that theirs begins with zeros, ones, or lengths of the base.
+_KNOWN = ("lora_B", "lora_embedding_A", "lora_magnitude_vector", "ia3")
+
+
 def build(kind: str) -> peft.PeftModel:
   """Their model with an adapter of a kind, every leaf of it moved by noise."""
   case, config = ADAPTERS.get(kind) or ("llama", BEFORE[kind])
@@ -83,6 +87,8 @@ def build(kind: str) -> peft.PeftModel:
   for name, leaf in model.named_parameters():
     if leaf.requires_grad:
       rng = np.random.default_rng(zlib.crc32(name.encode()))
+      if not any(known in name for known in _KNOWN):
+        leaf.data.zero_()  # theirs is drawn in the order of a set
       leaf.data += torch.tensor(
         0.2 * rng.normal(size=leaf.shape), dtype=leaf.dtype
       )
