@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -115,9 +116,10 @@ def test_a_step_learns_what_is_hidden(page, corpus, tmp_path, name):
 def test_a_run_goes_on_to_the_same_bits(page, tmp_path, name):
   """C5, with texts that are hidden in part."""
   whole, halves = (epath.Path(tmp_path) / x for x in ("whole", "halves"))
-  pretrain.main(config_of(page, name, 6), whole)
-  for n_steps in (4, 6):
-    pretrain.main(config_of(page, name, n_steps), halves)
+  config = config_of(page, name, 6)
+  pretrain.main(config, whole)
+  shutil.copytree(whole / "checkpoints" / "4", halves / "checkpoints" / "4")
+  pretrain.main(config, halves)
   ours, theirs = (
     jax.device_get(checkpoint.load(w)[1]) for w in (halves, whole)
   )

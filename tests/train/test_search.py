@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_what_falls_behind_is_ended(tmp_path):
 def test_a_study_whose_process_is_killed_makes_the_trial_again(tmp_path):
   """In the same folder, with the same settings; no trial is lost."""
   program = textwrap.dedent("""
-    import json, os, signal, sys
+    import json, os, signal, sys, time
     from train.core import searching
     searching._HEARTBEAT_SECONDS = 2
     folder = sys.argv[1]
@@ -80,20 +81,20 @@ def test_a_study_whose_process_is_killed_makes_the_trial_again(tmp_path):
         log.write(json.dumps([number, drawn["x"]]) + "\\n")
       if number == 2 and not os.path.exists(f"{folder}/killed"):
         open(f"{folder}/killed", "w").close()
+        time.sleep(3)  # until its heart has beaten once
         os.kill(os.getpid(), signal.SIGKILL)
-      if os.path.exists(f"{folder}/killed"):
-        import time
-        time.sleep(2)
       return drawn["x"] ** 2
     searching.run(made, search, objective, 8)
     print(json.dumps([t.state.name for t in made.trials]))
   """)
   command = [sys.executable, "-c", program, str(tmp_path)]
   assert subprocess.run(command).returncode == -9
+  time.sleep(8)  # the grace of a trial whose heart no longer beats is 6
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   lines = (tmp_path / "log").read_text().splitlines()
   assert len(lines) == 9 and lines.count(lines[2]) == 2
+  assert len(set(lines)) == 8  # what is drawn later is not drawn again
   assert done.stdout.count("COMPLETE") == 8 and done.stdout.count("FAIL") == 1
 
 

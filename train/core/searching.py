@@ -87,9 +87,14 @@ def study(search: Search, url: str, name: str) -> Study:
     grace_period=3 * _HEARTBEAT_SECONDS,
     heartbeat_stale_trial_callback=again,
   )
+  try:
+    n_before = len(optuna.load_study(study_name=name, storage=storage).trials)
+  except KeyError:
+    n_before = 0
+  seed = search.seed + 1_000_003 * n_before  # else it would draw the same again
   sampler = {
-    "tpe": optuna.samplers.TPESampler(seed=search.seed, multivariate=True),
-    "random": optuna.samplers.RandomSampler(seed=search.seed),
+    "tpe": optuna.samplers.TPESampler(seed=seed, multivariate=True),
+    "random": optuna.samplers.RandomSampler(seed=seed),
   }[search.sampler]
   nop = optuna.pruners.NopPruner()
   return optuna.create_study(
