@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Fraction
-from models.cache import LayerState, Memory
+from models.cache import LayerState
 from models.layers import decoder, position, recurrent, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(recurrent.Kept):
   """All layers are as wide as the embedding; parameters are fp32."""
 
   vocab_size: Count
@@ -36,19 +36,6 @@ class Config:
 
   def __post_init__(self):
     fields.check(self)
-
-  # What a decoder-only architecture tells the cache and the FLOP count: a unit
-  # is a head of one number.
-  pattern = ("state",)
-  window = None
-  n_heads = property(lambda self: self.d_model)
-  d_head = 1
-
-  @property
-  def state(self) -> Memory:
-    """What decoding keeps."""
-    n_kept = recurrent.CELLS[self.cell].n_kept
-    return Memory({}, 0, (self.d_model, 1, n_kept), n_flops=0)
 
 
 class Block(decoder.Block):

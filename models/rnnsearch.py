@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from configs import fields
 from configs.ranges import Count, Fraction, Natural
-from models.cache import LayerState, Memory
+from models.cache import LayerState
 from models.layers import pair, position, recurrent, stack
 from models.layers.additive import Additive
 from models.layers.dense import vector, weight
@@ -26,7 +26,7 @@ N_POOLED = 2  # numbers of which a maxout takes the larger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(recurrent.Kept):
   """All layers are as wide as the embedding; parameters are fp32."""
 
   vocab_size: Count
@@ -50,19 +50,6 @@ class Config:
       raise ValueError(
         f"d_model={self.d_model} is odd: each direction of the encoder has half."
       )
-
-  # What the decoder tells the cache and the FLOP count: a unit is a head of one
-  # number.
-  pattern = ("state",)
-  window = None
-  n_heads = property(lambda self: self.d_model)
-  d_head = 1
-
-  @property
-  def state(self) -> Memory:
-    """What decoding keeps, beside the source."""
-    n_kept = recurrent.CELLS[self.cell].n_kept
-    return Memory({}, 0, (self.d_model, 1, n_kept), n_flops=0)
 
 
 class Block(nn.Module):

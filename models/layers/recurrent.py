@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.cache import LayerState
+from models.cache import LayerState, Memory
 from models.layers.dense import vector, weight
 from models.layers.mask import Mask
 from models.weights import Weight, einsum
@@ -69,6 +69,24 @@ class Sight(NamedTuple):
   # what each unit reads of that [B, J, U]
   look: Callable[[Array, Array], tuple[Array, Array]]
   visible: Bool[Array, "B T S"]
+
+
+class Kept:
+  """What a config with `cell` and `d_model` tells the cache and the FLOP count.
+
+  A unit is a head of one number.
+  """
+
+  pattern = ("state",)
+  window = None
+  n_heads = property(lambda self: self.d_model)
+  d_head = 1
+
+  @property
+  def state(self) -> Memory:
+    """What decoding keeps."""
+    n_kept = CELLS[self.cell].n_kept
+    return Memory({}, 0, (self.d_model, 1, n_kept), n_flops=0)
 
 
 class Layer(nn.Module):
