@@ -29,6 +29,28 @@ def task(**values: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(values).lock()
 
 
+def choices(
+  arg: str, rows: str, asked: str = "texts", **shots: Any
+) -> ml_collections.ConfigDict:
+  """Gives the page of a task of options, which an argument may change.
+
+  Args:
+    arg: of the page: rows, shots, n, limit, asked.
+    rows: where they are, if it does not say.
+    asked: whether options are texts, or letters that stand before them.
+    **shots: more of how examples are drawn.
+  """
+  own = parse_arg(arg, rows=rows, shots="", n=0, limit=0, asked=asked)
+  return task(
+    kind="choice",
+    rows=own.rows,
+    metrics=("acc",) if own.asked == "letters" else ("acc", "acc_norm"),
+    limit=own.limit,
+    shots=dict(n=own.n, rows=own.shots, **shots),
+    asked=own.asked,
+  )
+
+
 def preset(family: str, name: str, **changes: Any) -> Override:
   """Gives the model section: a preset of a family and what is changed."""
   return dict(name=family, preset=name, **changes)

@@ -13,16 +13,8 @@ from configs import common
 
 def get_task(arg: str = ""):
   """What is asked, of which rows."""
-  arg = common.parse_arg(
-    arg, rows="commonsenseqa.parquet", shots="", n=0, limit=0, asked="letters"
-  )
-  return common.task(
-    kind="choice",
-    rows=arg.rows,
-    metrics=("acc",) if arg.asked == "letters" else ("acc", "acc_norm"),
-    limit=arg.limit,
-    shots=dict(n=arg.n, rows=arg.shots, spare=True),
-    asked=arg.asked,
+  return common.choices(
+    arg, "commonsenseqa.parquet", asked="letters", spare=True
   )
 
 

@@ -13,17 +13,7 @@ from configs import common
 
 def get_task(arg: str = ""):
   """What is asked, of which rows."""
-  arg = common.parse_arg(
-    arg, rows="piqa.jsonl", shots="", n=0, limit=0, asked="texts"
-  )
-  return common.task(
-    kind="choice",
-    rows=arg.rows,
-    metrics=("acc", "acc_norm"),
-    limit=arg.limit,
-    shots=dict(n=arg.n, rows=arg.shots, spare=True),
-    asked=arg.asked,
-  )
+  return common.choices(arg, "piqa.jsonl", spare=True)
 
 
 def item(row):

@@ -42,7 +42,8 @@ def load(name, n_shots, folder):
   rows = jsonl(folder / "rows.jsonl", golden["rows"])
   pool = jsonl(folder / "pool.jsonl", golden["pool"])
   words = [f"rows={rows}", *filter(None, [arg])]
-  if "n=" in (ROOT / f"configs/tasks/{page}.py").read_text():
+  source = (ROOT / f"configs/tasks/{page}.py").read_text()
+  if "n=" in source or "common.choices(" in source:  # takes examples
     words += [f"n={n_shots}"] + [f"shots={pool}"] * (int(n_shots) > 0)
   return task.load(f"{ROOT}/configs/tasks/{page}.py:{','.join(words)}")
 
