@@ -9,7 +9,7 @@ import pytest
 from jax import numpy as jnp
 
 from data import tokenizer as tokenizers
-from models import families
+from models import adapters, families, prefix
 from sharding import mesh, rules
 from train.evaluators import likelihood, options, subject, task, texts
 from train.evaluators.likelihood import Request
@@ -38,6 +38,32 @@ def make_subject(model, params, where="alone", batch_tokens=256):
 @pytest.fixture(scope="module")
 def random_model(tiny):
   return tiny, families.init(tiny, jax.random.key(3))
+
+
+def test_a_prompt_that_was_learnt_is_read_first(random_model):
+  """As in training; without it the answers are others."""
+  model, params = random_model
+  prompt = adapters.CONFIGS["prompt"](n_tokens=3)
+  own, _ = adapters.begin(prompt, model, params, jax.random.key(1))
+  own["prefix"] = jax.tree.map(lambda x: 30 * x, own["prefix"])
+  joined = adapters.join(prompt, model, own, params, None)
+  who = dataclasses.replace(make_subject(model, params), params=joined)
+  assert who.longest == model.max_length - 3
+  ids = (1, 70, 80, 90, 100)
+  ((found, _),) = likelihood.answer(who, [Request(ids, 2)])
+  ((bare, _),) = likelihood.answer(
+    make_subject(model, params), [Request(ids, 2)]
+  )
+  row = jnp.array([ids[:-1]])
+  hidden, _ = prefix.apply(
+    model, joined, row, jnp.arange(4)[None], jnp.ones_like(row)
+  )
+  log_p = jax.nn.log_softmax(families.logits(model, joined, hidden)[0])
+  wanted = log_p[2, ids[3]] + log_p[3, ids[4]]
+  assert found == pytest.approx(float(wanted), rel=1e-5)
+  assert abs(found - bare) > 1e-3  # and 1e-5 of it is the agreement
+  with pytest.raises(ValueError, match="give mesh.context=1"):
+    dataclasses.replace(make_subject(model, params, "zigzag"), params=joined)
 
 
 @pytest.fixture(scope="module")

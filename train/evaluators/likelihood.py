@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from models import families
+from models import families, prefix
 from train.evaluators import subject as subjects
 from train.evaluators.subject import Subject
 from train.objectives import lm
@@ -141,11 +141,11 @@ def scorer(model: families.Config) -> Callable[..., Any]:
 
   The sums are [B]: the loss of a row, and how many of its targets are likeliest.
   """
-  module, how = families.build(model), families.scoring(model)
+  how = families.scoring(model)
 
   @jax.jit
   def score(params, tokens, targets, weights, segments, positions):
-    hidden, _ = module.apply({"params": params}, tokens, positions, segments)
+    hidden, _ = prefix.apply(model, params, tokens, positions, segments)
     head = families.whole_head(model, params)
     sums = lm.row_sums(lm.Config(), how, hidden, head, targets, weights)
     return sums["loss"], sums["accuracy"]

@@ -10,7 +10,7 @@ from etils import epath
 
 from data import tokenizer as tokenizers
 from data.tokenizer import Tokenizer
-from models import checkpoint, decode, families
+from models import checkpoint, decode, families, prefix
 from sharding import context, mesh, rules
 from sharding.rules import Layout
 
@@ -31,6 +31,11 @@ class Subject:
         f"mesh.stage={self.layout.n_stages}: tasks are measured without stages. "
         "Give mesh.stage=1; a checkpoint loads on any mesh."
       )
+    if prefix.length(self.params) and context.size(self.layout) > 1:
+      raise ValueError(
+        f"mesh.context={context.size(self.layout)} splits a text, and a prefix "
+        "lies before all of it: give mesh.context=1."
+      )
     if jax.process_count() > 1:
       raise ValueError(
         f"{jax.process_count()} processes: tasks are measured by one. Start it "
@@ -39,8 +44,8 @@ class Subject:
 
   @property
   def longest(self) -> int:
-    """Tokens of the longest row that the model reads."""
-    return self.model.max_length
+    """Tokens of the longest row that the model reads, behind a prefix."""
+    return self.model.max_length - prefix.length(self.params)
 
   def length(self, n_tokens: int) -> int:
     """What a row of so many tokens is padded to, so that few are compiled."""
