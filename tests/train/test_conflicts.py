@@ -46,6 +46,14 @@ STOP = {"metric": "heldout_loss"}
       ),
       "1 parts make no whole groups of 2 stages.*train.n_micro a multiple",
     ),
+    (
+      dict(
+        data={"formats": ("instruction",)},
+        batch={"packing": "whole"},
+        eval={"during": ("compression",)},
+      ),
+      "eval has compression, which measure whole texts",
+    ),
     (dict(mesh={"pipeline": {}}), "mesh.stage=1 makes none: leave it out"),
     (
       dict(mesh={"data": 4, "stage": 2}, model={"scanned": False}),

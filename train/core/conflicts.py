@@ -305,6 +305,16 @@ def _examples(model, data, batch, objective):
     )
 
 
+def _compared(data, eval):
+  asked = {"compression", "ngram"} & {*eval.during, *eval.final}
+  if asked and {*data.formats} != {"text"}:
+    raise ValueError(
+      f"eval has {' and '.join(sorted(asked))}, which measure whole texts, and "
+      f"data.formats={data.formats} makes examples of which a part is learnt: "
+      "leave it out of eval.during and eval.final."
+    )
+
+
 def _blurred(objective, mesh):
   alpha = getattr(objective, "neftune_alpha", 0.0)
   if alpha and mesh.stage != 1:
@@ -450,6 +460,7 @@ def _samples(model, eval, generate):
 
 _RULES = (
   _length, _hidden, _start, _split, _ids, _rows, _columns, _states, _parts,
-  _stages, _passes, _sizes, _frozen, _prefix, _ahead, _asked, _examples, _blurred,
-  _mask, _pairs, _written, _optimizer, _rounds, _streamed, _measured, _samples,
+  _stages, _passes, _sizes, _frozen, _prefix, _ahead, _asked, _examples,
+  _compared, _blurred, _mask, _pairs, _written, _optimizer, _rounds, _streamed,
+  _measured, _samples,
 )  # fmt: skip
