@@ -95,7 +95,8 @@ def from_theirs(name: str) -> tuple[float, float]:
 
 def cached(config: families.Config) -> float:
   """How far logits that are read token by token are from all at once."""
-  config, params = decode.unrolled(config, cases.params(config))
+  params = jax.tree.map(jnp.asarray, cases.params(config))
+  config, params = decode.unrolled(config, params)
   batch = cases.batch(config)
   tokens, sources = jnp.asarray(batch.tokens), None
   n_rows, length = tokens.shape
