@@ -78,7 +78,9 @@ _EXPERT_ROWS: Table = {"batch": ("replica", "data", "fsdp", "expert")}
 # The table stays as it lies and the ids travel: tokens of a device are fewer
 # than rows of a table, and so are the bytes of either's gradient.
 _LOOKUP: Table = {"lookup": ("fsdp",), "lookup_batch": ("replica", "data")}
-_EXPERT_LOOKUP: Table = {**_LOOKUP, "lookup": ("fsdp", "expert")}
+# Not over fsdp, too: of a large mesh each device would have a few columns for the
+# tokens of all, and lanes are 128 wide (DeepSeek-V3 on 1024 v5p: 4 GiB more).
+_EXPERT_LOOKUP: Table = {"lookup": ("expert",)}
 _TENSOR_SPLIT: Table = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),

@@ -316,11 +316,26 @@ def _workspaces(
   head = model.d_model * (size + (4 if n_chunks > 1 else 0))
   head = vocab * (head + max(logits, rounded))
   wide = n_copies * _width(model) / n_parts
+  sent = n_copies * model.d_model
   layer = 2 * of_one * size  # gathered: this one and the next
   # Experts' widened tokens and gradients are let go of one after the other.
   n_wide = 4 if hasattr(model, "experts") else 6
-  layer += n_tokens * size * (n_wide * wide + (7 + n_copies) * model.d_model)
+  attended = _attention_width(model) / n_parts
+  elements = n_wide * wide + 1.5 * attended + 2.5 * sent + 2 * model.d_model
+  if getattr(model, "ahead", False):
+    # What the layer beside the stack leaves: gradients of its experts are made
+    # last; its weights and the head's are gathered for all micro-batches.
+    elements += wide + sent
+    layer += size * (of_one + vocab * model.d_model)
+  layer += n_tokens * size * elements
   return {"head": copies + head, "layer": copies + layer}
+
+
+def _attention_width(model: families.Config) -> int:
+  """Queries, keys, values and what they come to, of a token in all heads."""
+  n_kv_heads = getattr(model, "n_kv_heads", model.n_heads)
+  d_value = getattr(model, "d_value", model.d_head)
+  return (model.n_heads + n_kv_heads) * (model.d_head + d_value)
 
 
 def _n_copies(model: families.Config) -> float:
