@@ -118,12 +118,6 @@ def give(
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"{out} is there and not empty: give another --out.")
   config = checkpoint.config(path)
-  if _stretching(config) == "ntk":
-    raise ValueError(
-      f"{path} has model.rope_scaling.kind=ntk, the same stretch for texts of "
-      "all lengths; theirs follows the length of each text and would give other "
-      "numbers. There is no way out of this model as it is."
-    )
   settings = catalogue.of(config).theirs(config)
   source = arrays.Source(path / "params")
   places = tensors.Places(config)

@@ -176,7 +176,7 @@ _LIMITED = dict(n_groups=4, n_active_groups=2)
 CASES: dict[str, families.Config] = {
   "llama": _LLAMA,
   "llama_linear": _stretched(kind="linear", factor=4.0),
-  "llama_ntk": _stretched(kind="ntk", factor=2.5),
+  "llama_dynamic": _stretched(kind="dynamic", factor=2.0, original_length=8),
   "llama_yarn": _stretched(kind="yarn", factor=4.0, original_length=512),
   "llama_llama3": _stretched(kind="llama3", factor=8.0, original_length=32),
   "mistral": dataclasses.replace(_LLAMA, window=5, pattern=("sliding",)),
@@ -335,8 +335,8 @@ def batch(config: families.Config) -> Batch:
   """Two rows of 16: segments of 7, 5 and padding of 4; one segment of 16.
 
   Where a source is read, its rows of 14 have segments of 4, 8 and 2 of padding,
-  and of 14. Dynamic NTK and LongRoPE depend on the length of the text, so that
-  each of their rows is one text.
+  and of 14. Theirs take dynamic NTK and LongRoPE by the longest text of all, so
+  that each of their rows is one text.
   """
   rng = np.random.default_rng(0)
   # Padding's row of an embedding has no gradient in `transformers`' encoders.
@@ -350,7 +350,7 @@ def batch(config: families.Config) -> Batch:
   segments = np.ones((2, 16), np.int32)
   positions = np.tile(np.arange(16, dtype=np.int32), (2, 1))
   scaling = getattr(config, "rope_scaling", None)
-  if scaling is None or scaling.kind not in ("ntk", "longrope"):
+  if scaling is None or scaling.kind not in ("dynamic", "longrope"):
     segments[0] = [1] * 7 + [2] * 5 + [0] * 4
     positions[0] = [*range(7), *range(5), *range(4)]
   weights = np.float32(segments > 0)

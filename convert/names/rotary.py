@@ -22,8 +22,8 @@ def theirs(
 
   `share` is of a head's dimensions, that turn, where they can say it.
 
-  Their dynamic NTK has the factor f T / M - (f - 1) at T tokens, where it was
-  trained on M: with M = T / 2 and f = factor - 1, that is our factor at T.
+  Dynamic scaling calls its trained length max_position_embeddings; how far a
+  model was meant to go it does not say.
   """
   parameters = {"rope_theta": theta, "rope_type": "default"}
   if share is not None:
@@ -32,9 +32,11 @@ def theirs(
     return {"rope_parameters": parameters, "max_position_embeddings": length}
   s = scaling
   parameters |= {"rope_type": s.kind, "factor": s.factor}
-  if s.kind == "ntk":
-    parameters |= {"rope_type": "dynamic", "factor": s.factor - 1}
-    length //= 2
+  if s.kind == "dynamic":
+    return {
+      "rope_parameters": parameters,
+      "max_position_embeddings": s.original_length,
+    }
   if s.kind == "yarn":
     low, high = s.turns
     parameters |= {
@@ -98,20 +100,18 @@ def ours(
   kind = p.take("rope_type", p.take("type", "default"))
   if kind == "default":
     return found
-  if kind not in ("linear", "yarn", "llama3", "longrope"):
-    also = (
-      ": its base follows the length of each text, and ours (ntk) is fixed"
-      if kind == "dynamic"
-      else ""
-    )
+  if kind not in ("linear", "dynamic", "yarn", "llama3", "longrope"):
     raise ValueError(
-      f"config.json asks for rotary positions of kind {kind!r}{also}. There are "
-      "default, linear, yarn, llama3 and longrope."
+      f"config.json asks for rotary positions of kind {kind!r}. There are "
+      "default, linear, dynamic, yarn, llama3 and longrope."
     )
   if share is None:
     p.expect("partial_rotary_factor", 1.0, 1)
   scaling = {"kind": kind, "factor": p.take("factor", None)}
-  if kind != "linear":
+  if kind == "dynamic":
+    scaling["original_length"] = most
+    found["max_length"] = int(most * scaling["factor"])
+  elif kind != "linear":
     # Where it stands beside the others, as in Phi 3, that is the one that holds.
     original = p.take("original_max_position_embeddings", most)
     original = s.take("original_max_position_embeddings", original)

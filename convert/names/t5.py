@@ -95,8 +95,11 @@ def ours(s: Settings) -> t5.Config:
   names |= {f"gated-{theirs}": ours for theirs, ours in names.items()}
   names["gated-gelu"] = "gelu_tanh"
   s.expect("feed_forward_proj", "relu", *names)
-  for key in ("dense_act_fn", "is_gated_act", "scale_decoder_outputs"):
+  for key in ("dense_act_fn", "is_gated_act"):
     s.take(key, None)  # which follow from the others
+  # transformers 5 says of every head that it is tied, and tells those of 1.1 by
+  # this: they are their own where their tensor is there, and must be here.
+  is_scaled = s.take("scale_decoder_outputs", True)
   s.expect("is_encoder_decoder", True)
   n_layers = s.take("num_layers", 6)
   return t5.Config(
@@ -113,6 +116,6 @@ def ours(s: Settings) -> t5.Config:
     norm_epsilon=s.take("layer_norm_epsilon", 1e-6),
     activation=names[kind],
     gated=kind.startswith("gated-"),
-    tied=s.take("tie_word_embeddings", True),
+    tied=s.take("tie_word_embeddings", True) and is_scaled,
     start_id=s.take("decoder_start_token_id", 0),
   )

@@ -6,6 +6,8 @@ ALiBi, biases in the place of positions: 2108.12409.
 Relative, in buckets: T5, 1910.10683.
 Phases come from two small tables that the host computes in float64, so they
 are right to 1e-7 at any position; a bf16 phase errs by 2.0 below position 4096.
+Where the base follows a text's length (dynamic NTK, as transformers has it), they
+are made on the device, right to 2e-7 of themselves.
 Extra letters: U buckets of distances.
 """
 
@@ -23,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from configs import fields
 from configs.ranges import Positive
 from models.layers.mask import Mask
-from sharding import rules
+from sharding import context, rules
 
 _BLOCK = 1024  # positions are read as high * 1024 + low
 LONGEST = _BLOCK**2  # positions of a text: 1,048,576
@@ -34,9 +36,9 @@ Length = Annotated[int, f"[1, {LONGEST}]"]  # phases are exact so far
 class Scaling:
   """How rotary frequencies are stretched beyond the trained length."""
 
-  kind: Literal["linear", "ntk", "yarn", "llama3", "longrope"]
+  kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
   factor: Annotated[float, "[1, inf)"]  # new length / original length
-  original_length: Length | None = None  # tokens; yarn, llama3, longrope
+  original_length: Length | None = None  # tokens; all but linear
   low: Positive | None = None  # turns stretched in full; yarn 1, llama3 1
   high: Positive | None = None  # turns left as they are; yarn 32, llama3 4
   # Of the phases; yarn: 0.1 ln(factor) + 1 where None, longrope:
@@ -51,7 +53,7 @@ class Scaling:
     fields.check(self)
     by_turns = self.kind in ("yarn", "llama3")
     by_pair = self.kind == "longrope"
-    if (by_turns or by_pair) and self.original_length is None:
+    if self.kind != "linear" and self.original_length is None:
       raise ValueError(
         f"original_length={self.original_length}: {self.kind} needs the "
         "number of tokens that the base model was trained on."
@@ -62,7 +64,7 @@ class Scaling:
         "every pair, in both."
       )
     unread = () if by_turns else ("low", "high")
-    unread += () if by_turns or by_pair else ("original_length",)
+    unread += () if self.kind != "linear" else ("original_length",)
     unread += () if self.kind in ("yarn", "longrope") else ("attention_factor",)
     unread += () if by_pair else ("short", "long")
     for name in unread:
@@ -90,12 +92,6 @@ class Scaling:
 
 def _linear(frequency, d_head, theta, s, length):
   return frequency / s.factor, 1.0
-
-
-def _ntk(frequency, d_head, theta, s, length):
-  # The base grows so that the lowest frequency is stretched by the factor.
-  theta = theta * s.factor ** (d_head / (d_head - 2))
-  return _frequencies(d_head, theta), 1.0
 
 
 def _llama3(frequency, d_head, theta, s, length):
@@ -131,7 +127,6 @@ def _yarn(frequency, d_head, theta, s, length):
 
 _SCALINGS = {
   "linear": _linear,
-  "ntk": _ntk,
   "yarn": _yarn,
   "llama3": _llama3,
   "longrope": _longrope,
@@ -155,9 +150,9 @@ def check(d_head: int, d_rotary: int, scaling: Scaling | None) -> None:
     )
   if scaling is None:
     return
-  if scaling.kind == "ntk" and d_rotary == 2:
+  if scaling.kind == "dynamic" and d_rotary == 2:
     raise ValueError(
-      f"d_head={d_head} has one frequency, and rope_scaling.kind=ntk changes "
+      f"d_head={d_head} has one frequency, and rope_scaling.kind=dynamic changes "
       "all but the first: turn 4 dimensions or more."
     )
   for name in ("short", "long"):
@@ -189,13 +184,16 @@ def rotary(
   cos(a + b) = cos a cos b - sin a sin b joins the two tables, exact in fp32.
 
   Args:
-    positions: of the tokens in their text.
+    positions: of the tokens in their text, which dynamic scaling takes for as
+      long as it is here: decoding goes on with the keys of shorter ones.
     d_head: dimensions that turn.
     theta: base of the frequencies.
     scaling: of the frequencies.
     length: of the longest text, by which longrope chooses for all texts.
   """
   frequency, factor = _frequencies(d_head, theta), 1.0
+  if scaling is not None and scaling.kind == "dynamic":
+    return _dynamic(positions, frequency, d_head, scaling)
   if scaling is not None:
     scale = _SCALINGS[scaling.kind]
     frequency, factor = scale(frequency, d_head, theta, scaling, length)
@@ -213,6 +211,34 @@ def rotary(
     cos=factor * (cos_low * cos_high - sin_low * sin_high),
     sin=factor * (sin_low * cos_high + cos_low * sin_high),
   )
+
+
+def _dynamic(
+  positions: Int[Array, "B T"],
+  frequency: np.ndarray,
+  d_head: int,
+  s: Scaling,
+) -> Rotary:
+  """The base grows with a text, so that its slowest pair still turns as far."""
+  lengths = _lengths(positions).astype(jnp.float32)
+  grown = jnp.maximum(s.factor * lengths / s.original_length - s.factor + 1, 1)
+  # The base to the power of -2i / d is the frequency of pair i.
+  share = np.float32(np.arange(0, d_head, 2) / (d_head - 2))
+  slower = jnp.exp(-share[None, None] * jnp.log(grown)[..., None])
+  frequencies = np.float32(frequency)[None, None] * slower
+  phase = positions[..., None] * frequencies
+  return Rotary(cos=jnp.cos(phase), sin=jnp.sin(phase))
+
+
+def _lengths(positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
+  """Of the text of every token: it ends where positions no longer grow."""
+  layout, n = rules.current(), positions.shape[1]
+  order = np.arange(n) if layout is None else context.columns(layout, n)
+  positions = positions[:, np.argsort(order)]
+  is_last = jnp.diff(positions, append=-1) <= 0
+  last = jnp.where(is_last, np.arange(n)[None], n)
+  last = jax.lax.cummin(last, axis=1, reverse=True)
+  return jnp.take_along_axis(positions, last, axis=1)[:, order] + 1
 
 
 def rotate(

@@ -14,8 +14,6 @@ from convert import bundle, hf, shards
 from data import tokenizer as tokenizers
 from models import arrays, checkpoint, families, manifest
 
-NTK = "llama_ntk"  # theirs follows the length of each text
-
 
 @pytest.fixture(scope="module")
 def letters():
@@ -70,7 +68,6 @@ FAST = ("gpt2", "qwen3_tied", "mixtral")
 BOTH_WAYS = [
   name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
   for name in cases.CASES
-  if name != NTK
 ]
 
 
@@ -177,15 +174,6 @@ def test_what_is_there_is_not_overwritten(tiny, tmp_path):
   hf.give(path, epath.Path(tmp_path / "theirs"))
   with pytest.raises(ValueError, match="not empty"):
     hf.take(epath.Path(tmp_path / "theirs"), path)
-
-
-def test_a_stretch_that_theirs_would_make_another_is_not_exported(
-  tiny, tmp_path
-):
-  path, _ = tiny(NTK)
-  with pytest.raises(ValueError, match="rope_scaling.kind=ntk"):
-    hf.give(path, epath.Path(tmp_path / "theirs"))
-  assert not (tmp_path / "theirs").exists()
 
 
 def test_longrope_is_told_on_the_way_in(tiny, tmp_path, capsys):

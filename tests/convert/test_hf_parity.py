@@ -13,16 +13,12 @@ import transformers  # noqa: E402
 
 from benchmarks.parity import hf as theirs_of  # noqa: E402
 from convert import catalogue, hf  # noqa: E402
-from tests.convert.test_hf import NTK, assert_same, save  # noqa: E402
+from tests.convert.test_hf import assert_same, save  # noqa: E402
 
 pytestmark = pytest.mark.parity
-ONE_WAY = [name for name in cases.CASES if name != NTK]
-# transformers 5 writes of T5 1.1 that its head is tied, beside a head of its own:
-# such a folder is refused, as it does not say which of the two is meant.
-SAVED = [name for name in ONE_WAY if name != "t5_v1_1"]
 
 
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_what_transformers_saves_is_loaded(name, tmp_path):
   config = cases.CASES[name]
   model = theirs_of.build(config)
@@ -34,7 +30,7 @@ def test_what_transformers_saves_is_loaded(name, tmp_path):
   assert_same(tmp_path / "ours", params)
 
 
-@pytest.mark.parametrize("name", ONE_WAY)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_transformers_loads_what_we_write(name, tmp_path):
   config = cases.CASES[name]
   path, _ = save(tmp_path / "ours", config)

@@ -50,11 +50,7 @@ PRESETS = {
   if family in catalogue.FAMILIES
   for name, preset in fields.presets(cls).items()
 }
-BOTH_WAYS = {
-  name: config
-  for name, config in {**cases.CASES, **PRESETS}.items()
-  if getattr(getattr(config, "rope_scaling", None), "kind", "") != "ntk"
-}
+BOTH_WAYS = {**cases.CASES, **PRESETS}
 
 
 @pytest.mark.parametrize("name", BOTH_WAYS)
@@ -145,7 +141,6 @@ def test_what_is_not_said_is_their_default():
     ({"attention_bias": True}, "attention_bias=true"),
     ({"logit_scale": 0.5}, "logit_scale=0.5"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
     ({"rope_scaling": {"type": "mrope", "factor": 2.0}}, "'mrope'"),
     (
       {"rope_scaling": {"type": "linear", "factor": 2.0, "bent": 1}},

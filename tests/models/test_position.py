@@ -18,7 +18,7 @@ FREQUENCY = THETA ** (-np.arange(0, D_HEAD, 2) / D_HEAD)
 
 SCALINGS = {
   "linear": Scaling(kind="linear", factor=4.0),
-  "ntk": Scaling(kind="ntk", factor=3.0),
+  "dynamic": Scaling(kind="dynamic", factor=2.0, original_length=32_768),
   "yarn": Scaling(kind="yarn", factor=16.0, original_length=4096),
   "yarn_said_in_full": Scaling(
     kind="yarn",
@@ -39,9 +39,15 @@ def phases(positions=POSITIONS, scaling=None, d_head=D_HEAD):
   return jax.jit(lambda p: rotary(p, d_head, THETA, scaling))(positions)
 
 
+LENGTH = 65_536
+
+
 def measured(scaling, d_head=D_HEAD):
-  """Frequencies and amplitude, read off the phases at position 1."""
-  one = phases(jnp.ones((1, 1), jnp.int32), scaling, d_head)
+  """Frequencies and amplitude, read off the phases at position 1.
+
+  Of a text of LENGTH tokens, whose last one stands behind it.
+  """
+  one = phases(jnp.array([[1, LENGTH - 1]]), scaling, d_head)
   cos, sin = np.float64(one.cos[0, 0]), np.float64(one.sin[0, 0])
   return np.arctan2(sin, cos), np.hypot(cos, sin)
 
@@ -79,14 +85,31 @@ def test_linear_is_the_position_divided():
   np.testing.assert_allclose(got.sin, plain.sin, rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("name", ["ntk", "yarn", "llama3"])
-def test_fast_pairs_stay_and_slow_pairs_stretch(name):
+@pytest.mark.parametrize(
+  ("name", "most"), [("dynamic", 3.0), ("yarn", 16.0), ("llama3", 8.0)]
+)
+def test_fast_pairs_stay_and_slow_pairs_stretch(name, most):
+  """Dynamic: 2 * 65,536 / 32,768 - 1 at that length."""
   frequency, _ = measured(SCALINGS[name], d_head=128)
   plain = THETA ** (-np.arange(0, 128, 2) / 128)
   stretch = plain / frequency
   np.testing.assert_allclose(stretch[0], 1, rtol=1e-6)
-  np.testing.assert_allclose(stretch[-1], SCALINGS[name].factor, rtol=1e-6)
+  np.testing.assert_allclose(stretch[-1], most, rtol=1e-6)
   assert np.all(np.diff(stretch) > -1e-5)
+
+
+def test_dynamic_scaling_follows_each_text_of_a_row():
+  """Packed texts turn as they do alone; one of the trained length, as ever."""
+  scaling = Scaling(kind="dynamic", factor=4.0, original_length=8)
+  texts = [np.arange(n)[None] for n in (20, 8, 1, 11)]
+  packed = phases(jnp.asarray(np.concatenate(texts, axis=1)), scaling)
+  alone = [phases(jnp.asarray(text), scaling) for text in texts]
+  for name in ("cos", "sin"):
+    apart = np.concatenate([getattr(one, name) for one in alone], axis=1)
+    np.testing.assert_array_equal(getattr(packed, name), apart)
+  plain = phases(jnp.asarray(texts[1]))
+  np.testing.assert_allclose(alone[1].cos, plain.cos, rtol=0, atol=1e-6)
+  assert np.abs(alone[0].cos - phases(jnp.asarray(texts[0])).cos).max() > 0.1
 
 
 def test_yarn_sharpens_attention():
@@ -98,11 +121,12 @@ def test_yarn_sharpens_attention():
   "settings",
   [
     dict(kind="dynamic", factor=2.0),
+    dict(kind="ntk", factor=2.0),
     dict(kind="linear", factor=0.5),
     dict(kind="linear", factor=2.0, original_length=64),
     dict(kind="yarn", factor=2.0, original_length=64, low=9.0, high=9.0),
     dict(kind="llama3", factor=2.0, original_length=64, low=4.0),
-    dict(kind="ntk", factor=2.0, low=1.0),
+    dict(kind="dynamic", factor=2.0, original_length=64, low=1.0),
     dict(kind="longrope", factor=2.0, original_length=64),
     dict(kind="longrope", factor=2.0, short=(1.0,), long=(2.0,)),
     dict(kind="linear", factor=2.0, short=(1.0,)),
@@ -120,12 +144,11 @@ def test_scalings_that_say_nothing_or_nonsense_are_refused(settings):
 def test_scalings_are_those_of_transformers(name):
   transformers = pytest.importorskip("transformers")
   rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
-  length = 65_536
-  their_settings = theirs.theirs(THETA, SCALINGS[name], length)
+  their_settings = theirs.theirs(THETA, SCALINGS[name], LENGTH)
   config = transformers.LlamaConfig(head_dim=D_HEAD, **their_settings)
   kind = their_settings["rope_parameters"]["rope_type"]
   frequency, factor = rope_utils.ROPE_INIT_FUNCTIONS[kind](
-    config, "cpu", seq_len=length
+    config, "cpu", seq_len=LENGTH
   )
   got, amplitude = measured(SCALINGS[name])
   np.testing.assert_allclose(got, frequency.double(), rtol=1e-6)

@@ -38,6 +38,9 @@ from train.core import (
 )
 
 KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
+# Copies of the tokens sent to experts that a layer's backward pass holds: v7x
+# sends beside its products, which keeps both ends of every exchange.
+_N_SENT = {"tpu7x": 5.0}
 # Forward passes that splash's backward kernels are worth: of two products each,
 # four for the gradients of keys and values, three for those of queries.
 _BACKWARD = {"dkv": 2.0, "dq": 1.5}
@@ -159,7 +162,7 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
   # The sum over micro-batches, and what the next one adds to it.
   state_bytes["gradients"] *= 2 if config.train.n_micro > 1 else 1
   host = state_bytes.pop("host")
-  work = _workspaces(config, layout, topology.n_devices)
+  work = _workspaces(config, layout, topology.n_devices, topology.kind)
   saved = _saved_bytes(config, layout)
   grads = state_bytes["gradients"]
   classes = {
@@ -297,7 +300,7 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
 
 
 def _workspaces(
-  config: door.Config, layout: Layout, n_devices: int
+  config: door.Config, layout: Layout, n_devices: int, chip: str
 ) -> dict[str, float]:
   """Bytes at the head, and in the backward pass of a layer."""
   model, size = config.model, _itemsize(config)
@@ -319,9 +322,12 @@ def _workspaces(
   sent = n_copies * model.d_model
   layer = 2 * of_one * size  # gathered: this one and the next
   # Experts' widened tokens and gradients are let go of one after the other.
-  n_wide = 4 if hasattr(model, "experts") else 6
   attended = _attention_width(model) / n_parts
-  elements = n_wide * wide + 1.5 * attended + 2.5 * sent + 2 * model.d_model
+  if hasattr(model, "experts"):
+    n_sent = _N_SENT.get(chip, 0.5)
+    elements = 4 * wide + 1.5 * attended + n_sent * sent + 2 * model.d_model
+  else:
+    elements = 6 * wide + 1.5 * attended + 4.5 * model.d_model
   if getattr(model, "ahead", False):
     # What the layer beside the stack leaves: gradients of its experts are made
     # last; its weights and the head's are gathered for all micro-batches.
