@@ -3,7 +3,7 @@
     python -m train.sweep --config=configs/sweeps/micro.py --workdir=runs/micro
     python -m research.scaling.fit --points=runs/micro/points.csv --picture=runs/micro/law.png
 
-Twelve runs of 0.2 to 1.2 M parameters on the interpreter's own standard library.
+Twelve runs of 40 to 390 thousand parameters on the interpreter's own standard library.
 Argument: `:scale=0.1` makes every run a tenth as long.
 
     python -m train.search --config=configs/sweeps/micro.py:steps=200 --workdir=runs/search --trials=12
@@ -15,10 +15,10 @@ Learning rates are those of width 64, scaled by muP (2203.03466).
 
 from configs import common
 
-TOKENS_PER_STEP = 8 * 128
+TOKENS_PER_STEP = 4 * 128
 N_LAYERS, D_HEAD, VOCAB = 3, 16, 1024
-WIDTHS = (48, 80, 112, 160)
-BUDGETS = (3e11, 1e12, 3e12)  # FLOPs of a run
+WIDTHS = (16, 32, 48, 80)
+BUDGETS = (2e11, 6e11, 2e12)  # FLOPs of a run
 
 
 def get_config(arg: str = ""):
@@ -37,7 +37,7 @@ def get_config(arg: str = ""):
   )
   config.tokenizer = dict(kind="sentencepiece_bpe", vocab_size=VOCAB)
   config.data = dict(sources=("stdlib",), heldout_fraction=0.02)
-  config.batch = dict(size=8, length=128, n_interleaved=8)
+  config.batch = dict(size=4, length=128, n_interleaved=8)
   config.optim = dict(name="adamw", lr=6e-3, weight_decay=0.1, mup_width=64)
   config.schedule = dict(name="cosine")
   config.train = dict(

@@ -23,6 +23,11 @@ from research.scaling.points import FLOPS, Points
 DELTA = 1e-3  # where Huber's loss turns from a square to a line; nats, in logs
 N_FOLLOWED = 24  # starts
 NAMES = ("E", "A", "B", "alpha", "beta")
+# Where a law is sought: log E, the logs of its terms at the runs' middle, alpha and
+# beta. Runs, or a draw of them, that do not ask for a term would send it to nothing.
+_LOW = np.array([-15.0, -15.0, -15.0, 0.01, 0.01])
+_HIGH = np.array([5.0, 5.0, 5.0, 3.0, 3.0])
+_WALL = 1e3  # how steep it rises beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +174,8 @@ class _Problem:
     logs = np.stack([np.log(points.n), np.log(points.d)])
     self._middle, self._spread = logs.mean(1), logs.std(1)
     self._logs = (logs - self._middle[:, None]) / self._spread[:, None]
+    unit = np.array([1.0, 1.0, 1.0, *self._spread])
+    self._low, self._high = _LOW * unit, _HIGH * unit
 
   def inside(self, vectors: Float[np.ndarray, "*S 5"]):
     """log E, log A, log B, alpha and beta, in these numbers."""
@@ -187,7 +194,8 @@ class _Problem:
     """Huber's loss, in units of its delta: near 1, as a search expects it."""
     size = np.abs(self._residuals(self._terms(vectors)))
     line = size - DELTA / 2
-    return np.where(size <= DELTA, size**2 / (2 * DELTA), line).sum(-1)
+    misses = np.where(size <= DELTA, size**2 / (2 * DELTA), line).sum(-1)
+    return misses + _WALL / 2 * (self._beyond(vectors) ** 2).sum(-1)
 
   def follow(self, starts: Float[np.ndarray, "S 5"]) -> Law:
     """Where the lowest of some searches ends."""
@@ -201,7 +209,12 @@ class _Problem:
       )
       for start in starts
     ]
-    return self.law(min(ends, key=lambda end: end.fun).x)
+    lowest = min(ends, key=lambda end: end.fun).x
+    return self.law(np.clip(lowest, self._low, self._high))
+
+  def _beyond(self, vectors):
+    """How far each number is outside of where it is sought."""
+    return vectors - np.clip(vectors, self._low, self._high)
 
   def _terms(self, vectors):
     """log of each of the three terms: [..., P, 3]."""
@@ -223,4 +236,6 @@ class _Problem:
       size <= DELTA, size**2 / (2 * DELTA), size - DELTA / 2
     ).sum()
     powers = -(pull[:, 1] @ log_n), -(pull[:, 2] @ log_d)
-    return value, np.array([*pull.sum(0), *powers])
+    beyond = self._beyond(vector)
+    value += _WALL / 2 * (beyond**2).sum()
+    return value, np.array([*pull.sum(0), *powers]) + _WALL * beyond

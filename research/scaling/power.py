@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from research.scaling.points import Points
 
@@ -32,12 +32,10 @@ def fit(x: Float[np.ndarray, "P"], y: Float[np.ndarray, "P"]) -> Power:
   """The least squares of the logarithms.
 
   Raises:
-    ValueError: fewer than two different x.
+    ValueError: fewer than two x, of those that differ by more than SAME.
   """
-  if len(np.unique(x)) < 2:
-    raise ValueError(
-      f"a power law through {len(np.unique(x))} value of x: give 2 or more."
-    )
+  if len(_cuts(x)) < 1:
+    raise ValueError("a power law through 1 value of x: give 2 or more.")
   slope, height = np.polyfit(np.log(x), np.log(y), 1)
   return Power(float(np.exp(height)), float(slope))
 
@@ -52,7 +50,7 @@ def resampled(
   rng, laws = np.random.default_rng(seed), []
   while len(laws) < n_draws:
     drawn = rng.integers(0, len(x), len(x))
-    if len(np.unique(x[drawn])) > 1:
+    if len(_cuts(x[drawn])):
       laws.append(fit(x[drawn], y[drawn]))
   return laws
 
@@ -102,9 +100,12 @@ class Valley:
 def levels(points: Points) -> list[Points]:
   """The runs of each compute, the cheapest first."""
   order = np.argsort(points.c)
-  logs = np.log(points.c[order])
-  cuts = np.flatnonzero(np.diff(logs) > np.log1p(SAME)) + 1
-  return [points[part] for part in np.split(order, cuts)]
+  return [points[part] for part in np.split(order, _cuts(points.c))]
+
+
+def _cuts(x: Float[np.ndarray, "P"]) -> Int[np.ndarray, "C"]:
+  """Where the x, put in order, go from one level to the next."""
+  return np.flatnonzero(np.diff(np.log(np.sort(x))) > np.log1p(SAME)) + 1
 
 
 def valleys(points: Points) -> list[Valley]:
@@ -161,6 +162,6 @@ def kaplan(
   for name in ("n", "d", "c"):
     edge = frontier(points, name)
     x = read(edge, name)
-    if len(np.unique(x)) > 1:
+    if len(_cuts(x)):
       found[name] = fit(x, edge.loss), resampled(x, edge.loss, n_draws)
   return found

@@ -1,6 +1,7 @@
 """Laws that were planted are found again, and intervals hold them."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def test_isoflop_parabolas_find_the_exponent():
   assert all(valley.is_inside for valley in valleys)
   for valley in valleys:
     assert valley.n == pytest.approx(PLANTED.best(valley.c)[0], rel=0.1)
+
+
+@pytest.mark.parametrize("kept", ["A", "B"])
+def test_runs_that_one_thing_holds_back_still_give_numbers(kept):
+  """Wide intervals, and none that is not a number."""
+  gone = {"A": "B", "B": "A"}[kept]
+  planted = dataclasses.replace(PLANTED, **{gone: 0.0})
+  found = runs(0.01)
+  found = dataclasses.replace(found, loss=planted.loss(found.n, found.d))
+  told = fit.report(found, n_draws=10, compute=[])
+  json.dumps(told, allow_nan=False)
+  power = {"A": "alpha", "B": "beta"}[kept]
+  assert told[power] == pytest.approx(getattr(PLANTED, power), 0.02)
 
 
 def test_a_power_law_along_the_frontier():
