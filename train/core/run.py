@@ -130,7 +130,9 @@ def train(
     stream = stack.enter_context(
       pipeline.Prefetch(batches, config.batch.n_ahead)
     )
-    tracker = stack.enter_context(track.open_tracker(workdir, int(first.step)))
+    tracker = stack.enter_context(
+      track.open_tracker(workdir, int(first.step), config.log, settings)
+    )
     is_over = loop.run(
       config.train,
       compiled,
