@@ -25,6 +25,7 @@ from train.core import (
   goodput,
   guard,
   hardware,
+  lineage,
   lock,
   loop,
   moments,
@@ -39,6 +40,7 @@ from train.core import (
   state,
   step,
   stopping,
+  summary,
   track,
   watchdog,
 )
@@ -116,6 +118,8 @@ def train(
     with ledger.spend("restore"):
       first, loop_state = source.begin(batches)
     ledger.begin(int(first.step))
+    if jax.process_index() == 0:
+      lineage.record(workdir, config, s.store, parent, int(first.step))
     # Not before: to prepare text or to read a checkpoint may take hours.
     dog = stack.enter_context(watchdog.Watchdog(config.train.hang_seconds))
     ledger.on_turn = dog.beat
@@ -154,7 +158,17 @@ def train(
     )
   if not is_over:
     say("preempted, and saved: start again to go on")
+  elif jax.process_index() == 0:
+    _sum_up(session)
   return 0 if is_over else preemption.EXIT_CODE
+
+
+def _sum_up(session: Session) -> None:
+  session.ledger.write()
+  try:
+    session.say(f"report: {summary.write(session.workdir)}")
+  except (OSError, ValueError) as error:  # a run does not end for its report
+    session.say(f"no report: {error}")
 
 
 def _base(config: door.Config) -> str | None:
