@@ -81,7 +81,7 @@ def overlay(
     axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
     if not j:
-      axis.set_ylabel(rows[i])
+      axis.set_ylabel(f"{rows[i]}, per target")
     if i == len(rows) - 1:
       axis.set_xlabel(columns[j])
   handles, names = axes[-1, 0].get_legend_handles_labels()
@@ -105,6 +105,7 @@ def _logarithmic(axis: Any) -> None:
   axis.set_yscale("log")
   axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
   axis.yaxis.set_minor_formatter(ticker.ScalarFormatter())
+  axis.grid(alpha=0.25, which="both")
 
 
 def _spelt(key: str) -> Any:

@@ -31,7 +31,7 @@ def record(
   parent: base.Parent | None,
   step: int,
 ) -> None:
-  """Adds a life; one that begins at the start forgets those before.
+  """Adds a life, by the first host; one from the start forgets those before.
 
   Args:
     workdir: of the run.

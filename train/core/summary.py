@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from configs import door
-from models import checkpoint, durable
+from models import checkpoint, durable, manifest
 from train.core import curves, goodput, lineage, sinks
 from train.evaluators import table
 
@@ -141,7 +141,11 @@ def _settings(
     given = dict(o.split("=", 1) for o in lives[-1]["overrides"] if "=" in o)
     chosen = lives[-1]["settings"]
     rows = [
-      (f"`{key}`", _code(chosen[key]), "command line" if key in given else "")
+      (
+        f"`{key}`",
+        _code(chosen[key]),
+        "command line" if key in given else "page",
+      )
       for key in chosen
     ]
     head = ("setting", "value", "set by")
@@ -166,7 +170,7 @@ def _lineage(
     parent = f"{_code(life['parent'])}, sha256 `{life['parent_sha256']}`"
   versions = ", ".join(f"{k} {v}" for k, v in life["versions"].items())
   rows = [
-    ("checkpoint", _code(checkpoint.find(workdir))),
+    ("checkpoint", _checkpoint(workdir)),
     ("parent", parent),
     ("data", f"{_code(life['data'])}, sha256 `{life['data_sha256']}`"),
     ("tokenizer", f"sha256 `{life['tokenizer_sha256']}`"),
@@ -184,6 +188,14 @@ def _lineage(
     rows = [[str(life[key]) for key in keys] for life in lives[:-1]]
     lines += _table(("began", "at step", "code", "devices", "command"), rows)
   return lines
+
+
+def _checkpoint(workdir: epath.Path) -> str:
+  steps = checkpoint.steps(workdir)
+  if not steps:
+    return "none"
+  path = workdir / "checkpoints" / str(steps[-1])
+  return f"{_code(path)}, sha256 `{manifest.digest(path)}`"
 
 
 def _revision(git: str | None) -> str:

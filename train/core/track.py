@@ -34,6 +34,7 @@ class Config:
   mlflow_uri: str = ""
   # Offline keeps all in WORKDIR/wandb, for `wandb sync`; online needs a login.
   wandb_mode: Literal["offline", "online"] = "offline"
+  report: bool = True  # WORKDIR/report.md and curves.png, once a run has ended
 
   def __post_init__(self):
     fields.check(self)
