@@ -18,6 +18,7 @@ def ended(page, tmp_path_factory):
   how = dict(
     log={"report": True},
     eval={"during": ("perplexity", "samples")},
+    schedule={"warmup_steps": 0},
   )
   pretrain.main(page(train={"steps": 2}, **how), workdir)
   config = page(train={"steps": 4}, optim={"lr": 0.5}, **how)
@@ -85,7 +86,7 @@ def test_a_run_that_begins_anew_forgets_its_former_lives(ended, page):
   other = workdir.parent / "anew"
   other.mkdir()
   (other / lineage.FILE).write_text(json.dumps(before[0]) + "\n")
-  pretrain.main(page(train={"steps": 1}), other)
+  pretrain.main(page(train={"steps": 1}, schedule={"warmup_steps": 0}), other)
   (life,) = lineage.read(other)
   assert life["from_step"] == 0 and life["time"] != before[0]["time"]
   assert not (other / "report.md").exists()  # log.report=False

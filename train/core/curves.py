@@ -18,7 +18,7 @@ _PANELS = (
   ("train", "lr", "learning rate", False),
   ("train", "tokens_per_second", "tokens a second", False),
 )
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[int | float, int | float]]
 
 
 def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
@@ -91,7 +91,9 @@ def overlay(
   _save(figure, path)
 
 
-def _line(axis: Any, found: Points, color: Any, label: str, how: str = "-"):
+def _line(
+  axis: Any, found: Points, color: Any, label: str, how: str = "-"
+) -> None:
   options = dict(color=color, linewidth=1.4, markersize=4, label=label)
   axis.plot(*zip(*found, strict=True), how, **options)
 
