@@ -119,3 +119,13 @@ def test_what_is_not_installed_is_told_first(page, monkeypatch, name):
   conflicts.check(page())
   with pytest.raises(ValueError, match=rf"{name}, which .*'\.\[{name}\]'"):
     conflicts.check(page(log={"trackers": ("tensorboard", name)}))
+
+
+@pytest.mark.parametrize(
+  "ignored",
+  [{"name": "x"}, {"mlflow_uri": "http://a"}, {"wandb_mode": "online"}],
+)
+def test_what_no_tracker_reads_is_told(ignored):
+  with pytest.raises(ValueError, match="alone: add that to trackers"):
+    track.Config(**ignored)
+  track.Config(trackers=("wandb", "mlflow"), **ignored)

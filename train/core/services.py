@@ -49,7 +49,7 @@ class Wandb:
     self, workdir: epath.Path, names: Names, settings: dict[str, Any]
   ):
     self._workdir, self._names, self._settings = workdir, names, settings
-    self._kept = _Id(workdir / "wandb", names.project)
+    self._kept = _Id(workdir / "wandb", f"{names.wandb_mode} {names.project}")
     self._run = None
 
   def begin(self, past: Past) -> None:

@@ -38,6 +38,16 @@ class Config:
 
   def __post_init__(self):
     fields.check(self)
+    for name, value, readers in (
+      ("name", self.name, {"wandb", "mlflow"}),
+      ("mlflow_uri", self.mlflow_uri, {"mlflow"}),
+      ("wandb_mode", self.wandb_mode == "online", {"wandb"}),
+    ):
+      if value and not readers & {*self.trackers}:
+        raise ValueError(
+          f"{name}={getattr(self, name)!r} is read by {' and '.join(sorted(readers))} "
+          f"alone: add that to trackers={self.trackers}, or leave it out."
+        )
 
 
 def check(config: Config) -> None:
