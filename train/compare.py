@@ -24,7 +24,6 @@ tells who is stronger: Bradley-Terry with 95 % intervals, and Elo; the rows have
 a, b and winner (a, b or tie).
 """
 
-import json
 import sys
 from collections.abc import Callable
 
@@ -33,7 +32,7 @@ from etils import epath
 from configs import door
 from data import rows as tables
 from models import durable
-from train.core import curves, overlay
+from train.core import overlay
 from train.evaluators import arena, judge, pairs
 
 _PICTURE = "--picture="
@@ -49,13 +48,8 @@ def lay_over(words: list[str]) -> int:
   given = [word for word in words if word.startswith(_PICTURE)]
   if len(folders) < 2 or len(folders) + len(given) < len(words):
     raise ValueError(_EXPECTED.format(words))
-  runs = overlay.read(folders)
-  picture = runs[0].folder.parent / "compare.png"
-  if given:
-    picture = epath.Path(given[-1].removeprefix(_PICTURE))
-  curves.overlay({run.name: run.curves() for run in runs}, picture)
-  print(overlay.table(runs))
-  print(json.dumps(overlay.line(runs, picture)))
+  picture = epath.Path(given[-1].removeprefix(_PICTURE)) if given else None
+  overlay.show(folders, picture)
   return 0
 
 
@@ -70,11 +64,8 @@ def have_judged(first: str, second: str, address: str, model: str) -> int:
   written = pairs.written(epath.Path(first), epath.Path(second))
   ask = judge.client(address, model)
   verdicts = [judge.judge(ask, *pair) for pair in written]
-  lines = [
-    json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
-  ]
   path = epath.Path(second) / "preferences.jsonl"
-  durable.write_text(path, "\n".join(lines) + "\n")
+  durable.write_text(path, judge.lines(verdicts, first, second))
   for name, value in judge.score(verdicts)._asdict().items():
     print(f"{name:<10}{value:>6}")
   print(path)

@@ -1,121 +1,105 @@
-"""Curves of a run, or of several in one picture."""
+"""The curves of a run as a figure; no window system is asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from etils import epath, epy
-
-with epy.lazy_imports():  # half a second that most programs need not wait
-  import matplotlib
-  from matplotlib import figure as figures
-  from matplotlib import ticker
-
-TRAINED, HELD_OUT = "#22577a", "#d1495b"
-_PANELS = (
-  ("train", "loss", "loss", True),
-  ("train", "grad_norm", "gradient norm", True),
-  ("train", "lr", "learning rate", False),
-  ("train", "tokens_per_second", "tokens a second", False),
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+  FuncFormatter,
+  LogLocator,
+  MaxNLocator,
+  NullFormatter,
+  NullLocator,
 )
-Points = Sequence[tuple[int | float, int | float]]
+
+BLUE, RED = "#22577a", "#d1495b"
+_FEW = 12  # points of a line
+_STEPS = (1, 2, 2.5, 5, 10)  # between even ticks, times powers of ten
+# A logarithmic axis whose ends are at most so many times apart has ticks at
+# these multiples of the powers of ten; () are even ones.
+_TICKS = ((9, ()), (50, (1, 2, 5)), (3000, (1, 3)), (float("inf"), (1,)))
 
 
-def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
-  """Four curves over the steps; held-out loss lies beside the training loss."""
-  figure = figures.Figure(figsize=(10, 6.5), layout="constrained")
-  axes = figure.subplots(2, 2, sharex=True)
-  panels = zip(_PANELS, axes.flat, strict=True)
-  for (kind, key, label, logarithmic), axis in panels:
-    _line(axis, points(rows, kind, key), TRAINED, "trained on")
-    if held := points(rows, "eval", f"heldout_{key}"):
-      _line(axis, held, HELD_OUT, "held out", "o-")
-      axis.legend(frameon=False)
-    axis.set_title(label, loc="left", fontsize=11)
-    _plain(axis)
-    if logarithmic:
-      _logarithmic(axis)
-    if not logarithmic or key == "lr":
-      axis.set_ylim(bottom=0)
-    axis.yaxis.set_major_formatter(_spelt(key))
-  for axis in axes[-1]:
-    axis.set_xlabel("step")
-  _save(figure, path)
-
-
-def points(
-  rows: Iterable[Mapping[str, Any]], kind: str, key: str
-) -> list[tuple[int, float]]:
-  """Step and value of what rows of a kind say."""
-  return [(r["step"], r[key]) for r in rows if r["kind"] == kind and key in r]
-
-
-def overlay(
-  lines: Mapping[str, Mapping[tuple[str, str], Points]], path: epath.Path
-) -> None:
-  """Several runs in one picture.
+def figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
+  """Loss, gradient, learning rate and speed over the steps of a run.
 
   Args:
-    lines: name of a run -> (what is drawn, over what) -> points; these pairs
-      are the rows and the columns of the picture.
-    path: of the picture.
+    rows: of metrics.jsonl.
+    title: of the whole.
   """
-  drawn = [pair for panels in lines.values() for pair in panels]
-  rows, columns = (
-    list(dict.fromkeys(axis)) for axis in zip(*drawn, strict=True)
-  )
-  size = (1 + 3.6 * len(columns), 0.9 + 3.1 * len(rows))
-  figure = figures.Figure(figsize=size, layout="constrained")
-  axes = figure.subplots(
-    len(rows), len(columns), sharex="col", sharey="row", squeeze=False
-  )
-  colors = matplotlib.colormaps["tab10" if len(lines) <= 10 else "turbo"]
-  for i, (name, panels) in enumerate(lines.items()):
-    color = colors(i if len(lines) <= 10 else i / (len(lines) - 1))
-    for (row, column), found in panels.items():
-      axis = axes[rows.index(row), columns.index(column)]
-      _line(axis, found, color, name, "o-" if len(found) < 30 else "-")
-  for (i, j), axis in np.ndenumerate(axes):
-    _plain(axis)
-    _logarithmic(axis)
-    axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    if not j:
-      axis.set_ylabel(f"{rows[i]}, per target")
-    if i == len(rows) - 1:
-      axis.set_xlabel(columns[j])
-  handles, names = axes[-1, 0].get_legend_handles_labels()
-  figure.legend(
-    handles, names, loc="outside upper left", ncols=4, frameon=False
-  )
-  _save(figure, path)
+  drawn = Figure(figsize=(10, 6.5), layout="constrained")
+  ((loss, gradient), (rate, speed)) = drawn.subplots(2, 2, sharex=True)
+  train = _series(rows, "train", "loss")
+  loss.plot(*train, **_line(train), label="training")
+  held = _series(rows, "eval", "heldout_loss")
+  if held[0]:
+    loss.plot(*held, "o-", color=RED, ms=5, label="held out")
+    loss.legend(frameon=False)
+  loss.set_yscale("log")
+  norm = _series(rows, "train", "grad_norm")
+  gradient.plot(*norm, **_line(norm))
+  gradient.set_yscale("log")
+  rates = _series(rows, "train", "lr")
+  rate.plot(*rates, **_line(rates))
+  rate.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+  rate.set_ylim(bottom=0)
+  x, y = _series(rows, "train", "tokens_per_second")
+  x, y = (x[1:], y[1:]) if len(x) > 1 else (x, y)  # the first one compiled
+  speed.plot(x, y, **_line((x, y)))
+  speed.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+  for axis in (loss, gradient):
+    mark(axis.yaxis)
+  speed.set_ylim(0, 1.15 * max(y, default=1))
+  names = {
+    loss: "loss (nats a token)",
+    gradient: "gradient norm, before it is clipped",
+    rate: "learning rate",
+    speed: "speed (tokens a second)",
+  }
+  for axis, name in names.items():
+    axis.set_title(name, loc="left", fontsize=11)
+    finish(axis)
+  for axis in (rate, speed):
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=_STEPS))
+  drawn.suptitle(title, x=0.01, ha="left", fontsize=12)
+  return drawn
 
 
-def _line(
-  axis: Any, found: Points, color: Any, label: str, how: str = "-"
-) -> None:
-  options = dict(color=color, linewidth=1.4, markersize=4, label=label)
-  axis.plot(*zip(*found, strict=True), how, **options)
-
-
-def _plain(axis: Any) -> None:
+def finish(axis: Axes) -> None:
+  """A light grid, no frame above or at the right."""
+  axis.grid(alpha=0.25, linewidth=0.6)
   axis.spines[["top", "right"]].set_visible(False)
-  axis.grid(alpha=0.25)
 
 
-def _logarithmic(axis: Any) -> None:
-  axis.set_yscale("log")
-  axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
-  axis.yaxis.set_minor_formatter(ticker.ScalarFormatter())
-  axis.grid(alpha=0.25, which="both")
+def mark(axis: Axis, told: Callable[[float], str] = "{:g}".format) -> None:
+  """Ticks of a logarithmic axis, few enough to be read, in plain numbers.
+
+  Args:
+    axis: with all that is drawn.
+    told: a number for people.
+  """
+  low, high = axis.get_view_interval()
+  ticks = next(ticks for most, ticks in _TICKS if high <= most * low)
+  axis.set_major_locator(
+    LogLocator(subs=ticks) if ticks else MaxNLocator(7, steps=_STEPS)
+  )
+  axis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
+  axis.set_minor_formatter(NullFormatter())
+  if not ticks:
+    axis.set_minor_locator(NullLocator())
 
 
-def _spelt(key: str) -> Any:
-  if key == "tokens_per_second":
-    return ticker.StrMethodFormatter("{x:,.0f}")
-  return ticker.ScalarFormatter()
+def _series(
+  rows: Sequence[dict[str, Any]], kind: str, key: str
+) -> tuple[list[int], list[float]]:
+  found = [(r["step"], r[key]) for r in rows if r["kind"] == kind and key in r]
+  return [step for step, _ in found], [value for _, value in found]
 
 
-def _save(figure: Any, path: epath.Path) -> None:
-  with path.open("wb") as file:
-    figure.savefig(file, dpi=120, format="png")
+def _line(series: tuple[list[int], list[float]]) -> dict[str, Any]:
+  """Few points are shown each: a line of one is none."""
+  marker = "." if len(series[0]) < _FEW else ""
+  return dict(color=BLUE, linewidth=1.4, marker=marker)

@@ -6,12 +6,16 @@ compiling, evaluating and saving are in none of them.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib import figure as figures
+from matplotlib import ticker
 
 from configs import door, fields
 from data import pipeline
@@ -24,6 +28,8 @@ LOSSES = {
   "training loss": ("train", "loss"),
 }
 OVER = ("step", "tokens", "FLOPs", "seconds of training")
+Points = list[tuple[float, float]]
+_FEW = 30  # points of a line that are shown each
 _SECTIONS = {"model": families.FAMILIES, "batch": pipeline.Config}
 
 
@@ -51,18 +57,18 @@ class Run:
     """What it had taken by each of some steps, by the names of OVER."""
     steps = np.asarray(steps, float)
     tokens = steps * self.tokens_per_step
-    lines = curves.points(self.rows, "train", "step_seconds")
+    lines = sinks.points(self.rows, "train", "step_seconds")
     reached = np.array([0, *(step for step, _ in lines)], float)
     spent = np.diff(reached) * [seconds for _, seconds in lines]
     seconds = np.interp(steps, reached, [0.0, *np.cumsum(spent)])
     amounts = steps, tokens, tokens * self.flops_per_token, seconds
     return dict(zip(OVER, amounts, strict=True))
 
-  def curves(self) -> dict[tuple[str, str], curves.Points]:
+  def curves(self) -> dict[tuple[str, str], Points]:
     """(loss, over what) -> points."""
     found = {}
     for label, (kind, key) in LOSSES.items():
-      points = curves.points(self.rows, kind, key)
+      points = sinks.points(self.rows, kind, key)
       if points:
         steps, losses = zip(*points, strict=True)
         for over, amounts in self.taken(steps).items():
@@ -74,11 +80,11 @@ class Run:
     last = max(row["step"] for row in self.rows)
     found = {k: float(v[0]) for k, v in self.taken([last]).items()}
     for label, (kind, key) in LOSSES.items():
-      losses = [loss for _, loss in curves.points(self.rows, kind, key)]
+      losses = [loss for _, loss in sinks.points(self.rows, kind, key)]
       found[label] = losses[-1] if losses else None
       if kind == "eval":
         found[f"lowest {label}"] = min(losses, default=None)
-    bits = curves.points(self.rows, "eval", "bits_per_byte")
+    bits = sinks.points(self.rows, "eval", "bits_per_byte")
     found["bits per byte"] = bits[-1][1] if bits else None
     seconds, n_tokens = found["seconds of training"], found["tokens"]
     found["tokens a second"] = n_tokens / seconds if seconds else None
@@ -131,6 +137,41 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
   }
 
 
+def picture(runs: Sequence[Run]) -> figures.Figure:
+  """A row for each loss, a column for what it is drawn over, a colour a run."""
+  lines = {run.name: run.curves() for run in runs}
+  drawn = {pair for panels in lines.values() for pair in panels}
+  rows = [label for label in LOSSES if (label, OVER[0]) in drawn]
+  size = (1 + 3.6 * len(OVER), 0.9 + 3.1 * len(rows))
+  figure = figures.Figure(figsize=size, layout="constrained")
+  axes = figure.subplots(
+    len(rows), len(OVER), sharex="col", sharey="row", squeeze=False
+  )
+  few = len(runs) <= 10
+  colors = matplotlib.colormaps["tab10" if few else "turbo"]
+  for i, (name, panels) in enumerate(lines.items()):
+    color = colors(i if few else i / (len(runs) - 1))
+    for (row, over), points in panels.items():
+      axis = axes[rows.index(row), OVER.index(over)]
+      how = "o-" if len(points) < _FEW else "-"
+      options = dict(color=color, linewidth=1.4, markersize=4, label=name)
+      axis.plot(*zip(*points, strict=True), how, **options)
+  for (i, j), axis in np.ndenumerate(axes):
+    axis.set_yscale("log")
+    curves.mark(axis.yaxis)
+    curves.finish(axis)
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
+    if not j:
+      axis.set_ylabel(f"{rows[i]}, per target")
+    if i == len(rows) - 1:
+      axis.set_xlabel(OVER[j])
+  handles, names = axes[-1, 0].get_legend_handles_labels()
+  place = dict(loc="outside upper left", ncols=4, frameon=False)
+  figure.legend(handles, names, **place)
+  return figure
+
+
 def table(runs: Sequence[Run]) -> str:
   """What differs, and where they ended; a column for each run."""
   ended = [run.ended() for run in runs]
@@ -169,11 +210,27 @@ def _short(name: str, value: float | None) -> str:
   return f"{value:.4f}" if "loss" in name or "bits" in name else f"{value:,.0f}"
 
 
-def line(runs: Sequence[Run], picture: epath.Path) -> dict[str, Any]:
+def show(workdirs: Sequence[str], path: epath.Path | None) -> None:
+  """Draws runs into a file, compare.png beside the first where none is named.
+
+  Prints the table, and `line` as JSON.
+
+  Raises:
+    ValueError: as `read`.
+  """
+  runs = read(workdirs)
+  path = path or runs[0].folder.parent / "compare.png"
+  with path.open("wb") as file:
+    picture(runs).savefig(file, dpi=120, format="png")
+  print(table(runs))
+  print(json.dumps(line(runs, path)))
+
+
+def line(runs: Sequence[Run], path: epath.Path) -> dict[str, Any]:
   """What a program reads."""
   changed = differences(runs)
   return {
-    "picture": str(picture),
+    "picture": str(path),
     "runs": {run.name: _finite(run.ended()) for run in runs},
     "differ": {
       key: dict(zip((run.name for run in runs), values, strict=True))

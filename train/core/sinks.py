@@ -135,6 +135,11 @@ def rows(workdir: epath.Path) -> list[Row]:
   return found
 
 
+def points(rows: list[Row], kind: str, key: str) -> list[tuple[int, float]]:
+  """Step and value of what rows of a kind say."""
+  return [(r["step"], r[key]) for r in rows if r["kind"] == kind and key in r]
+
+
 def texts(workdir: epath.Path) -> list[Text]:
   """The texts of samples.txt so far."""
   path = workdir / "samples.txt"

@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from etils import epath
+from etils import epath, epy
 
 from configs import door
 from models import checkpoint, durable, manifest
-from train.core import curves, goodput, lineage, sinks
+from train.core import goodput, lineage, sinks
 from train.evaluators import table
+
+with epy.lazy_imports():  # matplotlib: half a second that a run need not wait
+  from train.core import curves
 
 _N_SAMPLES = 3
 _SAMPLE_CHARACTERS = 1200
@@ -39,11 +42,12 @@ def write(workdir: epath.Path) -> epath.Path:
     ValueError: no run has made steps there.
   """
   rows = sinks.rows(workdir)
-  if not curves.points(rows, "train", "loss"):
+  if not sinks.points(rows, "train", "loss"):
     raise ValueError(
       f"{workdir} has no metrics.jsonl with steps: give the --workdir of a run."
     )
-  curves.draw(rows, workdir / "curves.png")
+  with (workdir / "curves.png").open("wb") as file:
+    curves.figure(rows, workdir.name).savefig(file, dpi=120, format="png")
   lives, settings = lineage.read(workdir), door.read(workdir / "config.json")
   parts = (
     [f"# {workdir.name}", "", "![curves over the steps](curves.png)"],
