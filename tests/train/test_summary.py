@@ -42,7 +42,7 @@ def test_figures_are_the_last_ones(ended):
   cells = _cells(_section(workdir, "Figures"))
   assert cells["held-out loss"] == [f"{held['heldout_loss']:.4f}", "4"]
   assert cells["the same at the start"][1] == "1"
-  assert (workdir / "curves.png").stat().st_size > 10_000
+  assert (workdir / "curves.png").stat().length > 10_000
 
 
 def test_settings_are_those_that_were_chosen(ended):
