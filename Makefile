@@ -59,7 +59,7 @@ lint: .venv/test
 	touch $@
 
 .venv/plan: .venv/test
-	$(PIP) -e '.[test,plan,search]'
+	$(PIP) -e '.[test,plan,search,mlflow,wandb]'
 	touch $@
 
 .venv/parity: .venv/test

@@ -75,7 +75,9 @@ setuptools.setup(
     "lm-eval": ["lm-eval==0.4.13"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "search": ["optuna>=5.0"],
-    "tracking": ["mlflow-skinny>=3.5", "wandb>=0.22"],
+    # The last two are what it keeps a database with.
+    "mlflow": ["mlflow-skinny>=3.17", "alembic>=1.16", "SQLAlchemy>=2.0"],
+    "wandb": ["wandb>=0.28"],
     "plan": ["libtpu==0.0.42.*"],  # the TPU compilers, of jax 0.10.2
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],

@@ -13,7 +13,7 @@ import ml_collections
 
 SECTIONS = (
   "base", "adapter", "model", "tokenizer", "data", "batch", "objective", "optim", "schedule",
-  "mesh", "train", "guard", "checkpoint", "eval", "generate",
+  "mesh", "train", "guard", "checkpoint", "log", "eval", "generate",
 )  # fmt: skip
 
 Override = dict[str, Any]  # "optim.lr" -> value

@@ -237,6 +237,23 @@ def plain(value: Any) -> Any:
   return value
 
 
+def chosen(config: Any) -> dict[str, Any]:
+  """Maps dotted names to plain values, where these are not the defaults."""
+  defaults = {}
+  for f in dataclasses.fields(config):
+    if f.default is not dataclasses.MISSING:
+      defaults[f.name] = plain(f.default)
+    elif f.default_factory is not dataclasses.MISSING:
+      defaults[f.name] = plain(f.default_factory())
+  missing = object()
+  known = dict(leaves(defaults))
+  return {
+    name: value
+    for name, value in leaves(plain(config))
+    if known.get(name, missing) != value
+  }
+
+
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
   """Maps each field that can be set to its type."""

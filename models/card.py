@@ -30,7 +30,7 @@ def make(
     "parent": parent,
     "parent_sha256": parent_sha256,
     "command": " ".join(sys.orig_argv),
-    "git": _revision(),
+    "git": revision(),
     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     "jax": jax.__version__,
@@ -39,7 +39,7 @@ def make(
   }
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
   """The commit of the code that runs, with a + where it was changed since."""
   root = os.path.dirname(os.path.abspath(__file__))
   ask = ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12"]

@@ -1,6 +1,12 @@
-"""Compares: two checkpoints on the same items, by a judge, by preferences.
+"""Compares: runs by their curves; checkpoints by tasks, a judge, preferences.
 
-    python -m train.compare runs runs/figures runs/others
+    python -m train.compare runs/quick runs/wide
+
+lays the losses of any number of runs over each other, against steps, tokens,
+FLOPs and seconds, in one picture (--picture=FILE; compare.png beside the first),
+tells which settings differ and where each ended, and ends with a line of JSON.
+
+    python -m train.compare tasks runs/figures runs/others
 
 takes two --results folders of `train.evaluate --task=...` and tells, for every
 task and metric that both have, the difference on the same items: its paired
@@ -18,7 +24,6 @@ tells who is stronger: Bradley-Terry with 95 % intervals, and Elo; the rows have
 a, b and winner (a, b or tie).
 """
 
-import json
 import sys
 from collections.abc import Callable
 
@@ -27,7 +32,25 @@ from etils import epath
 from configs import door
 from data import rows as tables
 from models import durable
-from train.evaluators import arena, exam, judge, pairs
+from train.core import overlay
+from train.evaluators import arena, judge, pairs
+
+_PICTURE = "--picture="
+
+
+def lay_over(words: list[str]) -> int:
+  """Draws runs over each other, and tells how they differ.
+
+  Raises:
+    ValueError: fewer than two, or a folder that is no run.
+  """
+  folders = [word for word in words if not word.startswith("-")]
+  given = [word for word in words if word.startswith(_PICTURE)]
+  if len(folders) < 2 or len(folders) + len(given) < len(words):
+    raise ValueError(_EXPECTED.format(words))
+  picture = epath.Path(given[-1].removeprefix(_PICTURE)) if given else None
+  overlay.show(folders, picture)
+  return 0
 
 
 def show(first: str, second: str) -> int:
@@ -37,31 +60,12 @@ def show(first: str, second: str) -> int:
 
 
 def have_judged(first: str, second: str, address: str, model: str) -> int:
-  """Has a judge read all that both wrote.
-
-  Raises:
-    ValueError: neither wrote anything that the other did, too.
-  """
-  left, right = (exam.read(epath.Path(folder)) for folder in (first, second))
-  written = [
-    (a["prompt"], a["texts"][0], b["texts"][0])
-    for title in left
-    if title in right
-    for a, b in zip(left[title][1], right[title][1], strict=True)
-    if "texts" in a
-  ]
-  if not written:
-    raise ValueError(
-      f"{first} and {second} have no written answers to the same task: measure "
-      "one such as configs/tasks/gsm8k.py."
-    )
+  """Has a judge read all that both wrote."""
+  written = pairs.written(epath.Path(first), epath.Path(second))
   ask = judge.client(address, model)
   verdicts = [judge.judge(ask, *pair) for pair in written]
-  lines = [
-    json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
-  ]
   path = epath.Path(second) / "preferences.jsonl"
-  durable.write_text(path, "\n".join(lines) + "\n")
+  durable.write_text(path, judge.lines(verdicts, first, second))
   for name, value in judge.score(verdicts)._asdict().items():
     print(f"{name:<10}{value:>6}")
   print(path)
@@ -70,35 +74,34 @@ def have_judged(first: str, second: str, address: str, model: str) -> int:
 
 def rank(path: str) -> int:
   """Prints standings."""
-  played = arena.games(tables.read(path))
-  elo = arena.elo(played)
-  row = "{:<24}  {:>13}  {:>16}  {:>6}  {:>6}"
-  print(row.format("name", "Bradley-Terry", "95 % interval", "Elo", "games"))
-  for name, strength, low, high, n in arena.standings(played):
-    interval = f"{low:.0f} to {high:.0f}"
-    print(row.format(name, f"{strength:.0f}", interval, f"{elo[name]:.0f}", n))
+  print(arena.text(arena.games(tables.read(path))))
   return 0
 
 
 VERBS: dict[str, tuple[Callable[..., int], int]] = {
-  "runs": (show, 2),
+  "tasks": (show, 2),
   "judge": (have_judged, 4),
   "rank": (rank, 1),
 }
 
 
+_EXPECTED = (
+  "expected runs, as `RUN RUN ...`, or `tasks FIRST SECOND`, `judge FIRST SECOND "
+  "ADDRESS MODEL` or `rank FILE`, got {}; --help says more."
+)
+
+
 def main(arguments: list[str]) -> int:
-  """Does what the first argument says with the others."""
+  """Does what the first argument says with the others, or lays runs over."""
   if {"-h", "--help"} & set(arguments):
     print(__doc__)
     return 0
   verb, *words = arguments or [""]
-  act, n_words = VERBS.get(verb, (None, 0))
-  if act is None or len(words) != n_words:
-    raise ValueError(
-      "expected `runs FIRST SECOND`, `judge FIRST SECOND ADDRESS MODEL` or "
-      f"`rank FILE`, got {arguments}; --help says more."
-    )
+  if verb not in VERBS:
+    return lay_over(arguments)
+  act, n_words = VERBS[verb]
+  if len(words) != n_words:
+    raise ValueError(_EXPECTED.format(arguments))
   return act(*words)
 
 

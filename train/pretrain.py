@@ -23,6 +23,7 @@ from train.core import (
   run,
   schedule,
   setup,
+  track,
 )
 from train.evaluators import suite
 from train.objectives import choice
@@ -39,6 +40,7 @@ SECTIONS = {
   "train": loop.Config,
   "guard": guard.Config,
   "checkpoint": checkpointing.Config,
+  "log": track.Config,
   "eval": suite.Config,
   "generate": sampling.Config,
 }

@@ -79,6 +79,7 @@ def page(corpus):
       "train": {"steps": 6, "log_every_steps": 1},
       "guard": {},
       "checkpoint": {},
+      "log": {"report": False},
       "eval": {"during": (), "final": ("perplexity",)},
       "generate": {"max_tokens": 8},
     }

@@ -193,5 +193,5 @@ def test_a_judge_that_fails_is_named(address):
 
 
 def test_the_verbs_are_told():
-  with pytest.raises(ValueError, match="expected `runs FIRST SECOND`"):
-    compare.main(["runs", "one"])
+  with pytest.raises(ValueError, match="or `tasks FIRST SECOND`"):
+    compare.main(["tasks", "one"])

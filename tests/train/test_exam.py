@@ -185,7 +185,7 @@ def test_two_checkpoints_are_compared_on_the_same_items(
   for step, out in zip((1, 2), folders, strict=True):
     measure(config, workdir / "checkpoints" / str(step), str(out), [spec])
   capsys.readouterr()
-  assert compare.main(["runs", *map(str, folders)]) == 0
+  assert compare.main(["tasks", *map(str, folders)]) == 0
   said = capsys.readouterr().out
   assert "piqa_texts" in said and "McNemar" in said
   (row,) = [r for r in pairs.rows(*folders) if r[1] == "acc_norm"]

@@ -1,12 +1,15 @@
 """What a run says reaches its files; a disk that is full costs the log only."""
 
+import importlib.util
 import struct
+import threading
 
+import pytest
 from etils import epath
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
-from train.core import track
+from train.core import conflicts, sinks, track
 
 
 def _events(folder) -> list[event_pb2.Event]:
@@ -52,7 +55,77 @@ def test_a_full_disk_costs_the_log(tmp_path, monkeypatch, capsys):
   for step in range(100):
     tracker.log(step, "train", {"loss": 1.0})
   tracker.close()
-  assert capsys.readouterr().out.count("the log cannot be written") == 1
+  assert capsys.readouterr().out.count("tensorboard cannot be written") == 1
   assert [row["step"] for row in track.rows(epath.Path(tmp_path))] == list(
     range(100)
   )
+
+
+def test_a_disk_with_room_again_is_written_from_where_it_was(tmp_path):
+  """What a life begins with is kept until it can be written."""
+  folder = epath.Path(tmp_path) / "gone"
+  log = sinks.Jsonl(folder)
+  row = {"step": 1, "kind": "train", "loss": 2.0}
+  with pytest.raises(OSError):
+    log.begin(sinks.Past(1, [row], [], False))
+  folder.mkdir()
+  log.row(2, "train", {"loss": 1.0})
+  log.close()
+  assert [row["step"] for row in track.rows(folder)] == [1, 2]
+
+
+def test_texts_are_read_back_and_rewound(tmp_path):
+  folder = epath.Path(tmp_path)
+  said = [sinks.Text(2, "sample", "a\n\nb\n"), sinks.Text(3, "python", "")]
+  for step in (0, 2):
+    with track.open_tracker(folder, step) as tracker:
+      for text in said[bool(step) :]:
+        tracker.text(*text)
+  assert sinks.texts(folder) == said
+
+
+def test_going_back_hides_what_the_run_itself_wrote(tmp_path):
+  folder = epath.Path(tmp_path)
+  with track.open_tracker(folder, 0) as tracker:
+    for step in (1, 2, 3):
+      tracker.log(step, "train", {"loss": 1.0})
+    tracker.rewind(1)
+    tracker.log(2, "train", {"loss": 0.5})
+  assert [row["loss"] for row in track.rows(folder)] == [1.0, 0.5]
+
+
+def test_a_slow_tracker_holds_up_no_other(tmp_path, monkeypatch):
+  """metrics.jsonl is written while TensorBoard has yet to take its first."""
+  turn, begun = threading.Event(), threading.Event()
+
+  def wait(*_):
+    begun.set()
+    turn.wait()
+
+  monkeypatch.setattr(track.board.Board, "begin", wait)
+  folder = epath.Path(tmp_path)
+  tracker = track.open_tracker(folder, 0)
+  begun.wait()
+  tracker.log(1, "train", {"loss": 1.0})
+  tracker.rewind(1)  # reads what was written
+  assert len(track.rows(folder)) == 1
+  turn.set()
+  tracker.close()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_what_is_not_installed_is_told_first(page, monkeypatch, name):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  conflicts.check(page())
+  with pytest.raises(ValueError, match=rf"{name}, which .*'\.\[{name}\]'"):
+    conflicts.check(page(log={"trackers": ("tensorboard", name)}))
+
+
+@pytest.mark.parametrize(
+  "ignored",
+  [{"name": "x"}, {"mlflow_uri": "http://a"}, {"wandb_mode": "online"}],
+)
+def test_what_no_tracker_reads_is_told(ignored):
+  with pytest.raises(ValueError, match="alone: add that to trackers"):
+    track.Config(**ignored)
+  track.Config(trackers=("wandb", "mlflow"), **ignored)

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath, epy
 
+from train.core.sinks import Past, Text
+
 with epy.lazy_imports():  # it imports torch where that is installed: 2 s
   import tensorboardX
 
@@ -17,34 +19,46 @@ _FLUSH_SECONDS = 10
 
 
 class Board:
-  """One event file; a disk that fails raises OSError in the caller.
+  """One event file a beginning; a disk that fails raises OSError in the caller.
 
-  Args:
-    folder: where TensorBoard looks.
-    step: what an earlier file holds past it shall not be shown; 0: nothing.
+  What an earlier file holds past the step is not shown any more.
   """
 
-  def __init__(self, folder: epath.Path, step: int):
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+    self._writer = None
+
+  def begin(self, past: Past) -> None:
+    """Opens a file that hides what came after the step."""
+    self.close()
     self._writer = tensorboardX.event_file_writer.EventsWriter(
-      str(folder / "events"), f".{os.getpid()}"
+      str(self._folder / "events"), f".{os.getpid()}"
     )
     self._flushed = time.monotonic()
-    if step:
+    if past.step:
       events = tensorboardX.proto.event_pb2
       started = events.SessionLog(status=events.SessionLog.START)
-      self._write(step + 1, session_log=started)
+      self._write(past.step + 1, session_log=started)
 
-  def scalar(self, step: int, name: str, value: float) -> None:
-    """Adds a point to a curve."""
-    self._write(step, summary=tensorboardX.summary.scalar(name, value))
+  def row(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """Adds a point to each curve."""
+    for key, value in values.items():
+      point = tensorboardX.summary.scalar(f"{kind}/{key}", value)
+      self._write(step, summary=point)
 
-  def text(self, step: int, name: str, text: str) -> None:
+  def text(self, text: Text) -> None:
     """Adds a text, as Markdown."""
-    self._write(step, summary=tensorboardX.summary.text(name, text))
+    shown = tensorboardX.summary.text(text.name, f"```\n{text.text}\n```")
+    self._write(text.step, summary=shown)
+
+  def flush(self) -> None:
+    """Has its own pace."""
 
   def close(self) -> None:
     """Writes what is left."""
-    self._writer.close()
+    if self._writer is not None:
+      self._writer.close()
+    self._writer = None
 
   def _write(self, step: int, **what: Any) -> None:
     event = tensorboardX.proto.event_pb2.Event(

@@ -15,7 +15,7 @@ from models.layers import heads
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
 from train.core import optim as optimizers
-from train.core import parts, staged
+from train.core import parts, staged, track
 from train.core import schedule as schedules
 from train.objectives import labels, mlm
 
@@ -458,9 +458,13 @@ def _samples(model, eval, generate):
     )
 
 
+def _tracked(log):
+  track.check(log)
+
+
 _RULES = (
   _length, _hidden, _start, _split, _ids, _rows, _columns, _states, _parts,
   _stages, _passes, _sizes, _frozen, _prefix, _ahead, _asked, _examples,
   _compared, _blurred, _mask, _pairs, _written, _optimizer, _rounds, _streamed,
-  _measured, _samples,
+  _measured, _samples, _tracked,
 )  # fmt: skip

@@ -25,6 +25,7 @@ from train.core import (
   goodput,
   guard,
   hardware,
+  lineage,
   lock,
   loop,
   moments,
@@ -39,6 +40,7 @@ from train.core import (
   state,
   step,
   stopping,
+  summary,
   track,
   watchdog,
 )
@@ -116,6 +118,7 @@ def train(
     with ledger.spend("restore"):
       first, loop_state = source.begin(batches)
     ledger.begin(int(first.step))
+    lineage.record(workdir, config, s.store, parent, int(first.step))
     # Not before: to prepare text or to read a checkpoint may take hours.
     dog = stack.enter_context(watchdog.Watchdog(config.train.hang_seconds))
     ledger.on_turn = dog.beat
@@ -123,14 +126,13 @@ def train(
       compiled, seconds = loop.compile_step(
         update, first, setup.abstract_batch(s.batch, s.layout), s.layout
       )
-    stages = staged.describe(
-      s.model, s.layout, config.train.n_micro, config.mesh.pipeline
-    )
-    say(f"{s}{stages}; compiled in {seconds:.1f} s")
+    say(f"{s}{_stages(config, s)}; compiled in {seconds:.1f} s")
     stream = stack.enter_context(
       pipeline.Prefetch(batches, config.batch.n_ahead)
     )
-    tracker = stack.enter_context(track.open_tracker(workdir, int(first.step)))
+    tracker = stack.enter_context(
+      track.open_tracker(workdir, int(first.step), config.log, settings)
+    )
     is_over = loop.run(
       config.train,
       compiled,
@@ -152,7 +154,22 @@ def train(
     )
   if not is_over:
     say("preempted, and saved: start again to go on")
+  elif config.log.report and jax.process_index() == 0:
+    _sum_up(session)
   return 0 if is_over else preemption.EXIT_CODE
+
+
+def _stages(config: door.Config, s: setup.Setup) -> str:
+  n_micro, pipeline = config.train.n_micro, config.mesh.pipeline
+  return staged.describe(s.model, s.layout, n_micro, pipeline)
+
+
+def _sum_up(session: Session) -> None:
+  session.ledger.write()
+  try:
+    session.say(f"report: {summary.write(session.workdir)}")
+  except (OSError, ValueError) as error:  # a run does not end for its report
+    session.say(f"no report: {error}")
 
 
 def _base(config: door.Config) -> str | None:

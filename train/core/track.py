@@ -1,20 +1,67 @@
 """What a run says: lines for people, rows for programs, curves for both.
 
-metrics.jsonl and the TensorBoard events are written by a thread; the loop only
-hands over numbers. Rows after the step that a run resumes from are dropped
-first: every step stands there once.
+The loop only hands over numbers. Each sink, metrics.jsonl, TensorBoard, W&B or
+MLflow, has a queue and a thread of its own: one that is slow or fails holds up
+neither the run nor another. Rows after the step that a run resumes from are
+dropped first: every step stands there once.
 """
 
-import contextlib
-import json
+import dataclasses
+import importlib.util
 import queue
 import threading
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from etils import epath
 
-from train.core import board
+from configs import fields
+from train.core import board, services, sinks
+from train.core.sinks import rows as rows  # what all others read
+
+Name = Literal["tensorboard", "wandb", "mlflow"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Who is told of a run, beside metrics.jsonl, samples.txt and the terminal."""
+
+  trackers: tuple[Name, ...] = ("tensorboard",)  # wandb, mlflow are extras
+  project: str = "throughline"  # of W&B; the experiment of MLflow
+  name: str = ""  # of the run there; "" is what the workdir is called
+  # A server or a database; "" is WORKDIR/mlflow/mlflow.db.
+  mlflow_uri: str = ""
+  # Offline keeps all in WORKDIR/wandb, for `wandb sync`; online needs a login.
+  wandb_mode: Literal["offline", "online"] = "offline"
+  report: bool = True  # WORKDIR/report.md and curves.png, once a run has ended
+
+  def __post_init__(self):
+    fields.check(self)
+    for name, value, readers in (
+      ("name", self.name, {"wandb", "mlflow"}),
+      ("mlflow_uri", self.mlflow_uri, {"mlflow"}),
+      ("wandb_mode", self.wandb_mode == "online", {"wandb"}),
+    ):
+      if value and not readers & {*self.trackers}:
+        raise ValueError(
+          f"{name}={getattr(self, name)!r} is read by {' and '.join(sorted(readers))} "
+          f"alone: add that to trackers={self.trackers}, or leave it out."
+        )
+
+
+def check(config: Config) -> None:
+  """Checks that what is asked for is installed; imports none of it.
+
+  Raises:
+    ValueError: a tracker is not.
+  """
+  for name in config.trackers:
+    if name != "tensorboard" and importlib.util.find_spec(name) is None:
+      raise ValueError(
+        f"log.trackers={config.trackers} asks for {name}, which is not "
+        f"installed: pip install -e '.[{name}]', or leave it out."
+      )
 
 
 @runtime_checkable
@@ -75,79 +122,102 @@ class Terminal(Silent):
     print(line, flush=True)
 
 
-class Files(Terminal):
-  """metrics.jsonl, TensorBoard events and the terminal.
+class Log(Terminal):
+  """The terminal, and any number of sinks.
 
-  What cannot be written, as on a full disk, is lost and told of once: a run
-  does not end for its log.
+  What one cannot take, as a full disk or a server that is gone, is told of
+  once: a run does not end for its log.
+
+  Args:
+    workdir: of the run, where the first sink writes.
+    places: sinks by the names that they are told of by; files first.
+    step: that the run goes on from.
   """
 
-  def __init__(self, workdir: epath.Path, step: int):
-    self._workdir, self._is_failing = workdir, False
-    self._open(step)
-    self._queue: queue.SimpleQueue = queue.SimpleQueue()
-    self._thread = threading.Thread(
-      target=self._work, name="tracker", daemon=True
-    )
-    self._thread.start()
+  def __init__(
+    self, workdir: epath.Path, places: Mapping[str, sinks.Sink], step: int
+  ):
+    self._workdir = workdir
+    self._lanes = [_Lane(*pair, self.say) for pair in places.items()]
+    self._begin(step)
 
   def log(self, step: int, kind: str, values: dict[str, float]) -> None:
     """Queues a row."""
-    self._queue.put((self._row, step, kind, values))
+    for lane in self._lanes:
+      lane.put(lane.sink.row, step, kind, values)
 
   def text(self, step: int, name: str, text: str) -> None:
-    """Queues a text; it goes to TensorBoard and to samples.txt."""
-    self._queue.put((self._sample, step, name, text))
+    """Queues a text."""
+    for lane in self._lanes:
+      lane.put(lane.sink.text, sinks.Text(step, name, text))
 
   def rewind(self, step: int) -> None:
-    """Queues the removal of the rows past a step."""
-    self._queue.put((self._reopen, step))
+    """Queues the removal of what came after a step."""
+    self._lanes[0].wait()  # what it wrote is read again
+    self._begin(step)
 
   def close(self) -> None:
-    """Writes what is queued and closes the files."""
-    self._queue.put(None)
+    """Writes what is queued and closes the sinks."""
+    for lane in self._lanes:
+      lane.put(None)
+    for lane in self._lanes:
+      lane.join()
+
+  def _begin(self, step: int) -> None:
+    past = sinks.past(self._workdir, step)
+    for lane in self._lanes:
+      lane.put(lane.sink.begin, past)
+
+
+class _Lane:
+  """A sink with its queue and its thread."""
+
+  def __init__(self, name: str, sink: sinks.Sink, say: Callable[[str], None]):
+    self.sink = sink
+    self._name, self._say = name, say
+    self._is_failing = self._is_lost = False
+    self._queue: queue.SimpleQueue = queue.SimpleQueue()
+    self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+    self._thread.start()
+
+  def put(self, act: Callable[..., None] | None, *arguments: Any) -> None:
+    """Queues a call of the sink; None closes it."""
+    self._queue.put((act, *arguments))
+
+  def wait(self) -> None:
+    """Blocks until what is queued is written."""
+    written = threading.Event()
+    self.put(written.set)
+    written.wait()
+
+  def join(self) -> None:
+    """Blocks until the sink is closed."""
     self._thread.join()
 
   def _work(self) -> None:
-    while item := self._queue.get():
-      write, *arguments = item
-      try:
-        write(*arguments)
-      except OSError as error:
-        if not self._is_failing:
-          self.say(f"the log cannot be written, and goes on: {error}")
-        self._is_failing = True
-    with contextlib.suppress(OSError):
-      self._close()
+    while True:
+      act, *arguments = self._queue.get()
+      if act is None:
+        break
+      if act == self.sink.begin:
+        self._is_lost = False
+      if getattr(act, "__self__", None) is self.sink and self._is_lost:
+        continue
+      self._try(act, *arguments)
+      if self._queue.empty() and not self._is_lost:
+        self._try(self.sink.flush)
+    self._try(self.sink.close)
 
-  def _open(self, step: int) -> None:
-    path = self._workdir / "metrics.jsonl"
-    kept = [row for row in rows(self._workdir) if row["step"] <= step]
-    part = self._workdir / "metrics.jsonl.part"  # a kill tears no log
-    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    part.replace(path)
-    self._jsonl = path.open("a")
-    self._board = board.Board(self._workdir, step)
-
-  def _close(self) -> None:
-    self._jsonl.close()
-    self._board.close()
-
-  def _reopen(self, step: int) -> None:
-    self._close()
-    self._open(step)
-
-  def _row(self, step: int, kind: str, values: dict[str, float]) -> None:
-    self._jsonl.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-    if self._queue.empty():
-      self._jsonl.flush()
-    for key, number in values.items():
-      self._board.scalar(step, f"{kind}/{key}", number)
-
-  def _sample(self, step: int, name: str, text: str) -> None:
-    self._board.text(step, name, f"```\n{text}\n```")
-    with (self._workdir / "samples.txt").open("a") as file:
-      file.write(f"--- step {step}, {name}\n{text}\n")
+  def _try(self, act: Callable[..., None], *arguments: Any) -> None:
+    try:
+      act(*arguments)
+    except Exception as error:  # of whatever library
+      # A disk may have room again; who fails otherwise is asked no more.
+      self._is_lost = not isinstance(error, OSError)
+      if not self._is_failing:
+        said = " ".join(str(error).split())
+        self._say(f"{self._name} cannot be written, the run goes on: {said}")
+      self._is_failing = True
 
 
 def terminal() -> Tracker:
@@ -155,21 +225,28 @@ def terminal() -> Tracker:
   return Silent() if jax.process_index() else Terminal()
 
 
-def open_tracker(workdir: epath.Path, step: int) -> Tracker:
-  """The tracker of this process, for a run that goes on after `step`."""
+def open_tracker(
+  workdir: epath.Path,
+  step: int,
+  config: Config = Config(),
+  settings: dict[str, Any] | None = None,
+) -> Tracker:
+  """The tracker of this process, for a run that goes on after `step`.
+
+  Args:
+    workdir: of the run.
+    step: that it goes on from.
+    config: who is told.
+    settings: the resolved config, for those who show it.
+  """
   if jax.process_index():
     return Silent()
   workdir.mkdir(parents=True, exist_ok=True)
-  return Files(workdir, step)
-
-
-def rows(workdir: epath.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl so far; a torn last line is left out."""
-  path = workdir / "metrics.jsonl"
-  found = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      found.append(json.loads(line))
-    except ValueError:
-      break
-  return found
+  make = {
+    "tensorboard": lambda: board.Board(workdir),
+    "wandb": lambda: services.Wandb(workdir, config, settings or {}),
+    "mlflow": lambda: services.Mlflow(workdir, config, settings or {}),
+  }
+  chosen = {"metrics.jsonl": sinks.Jsonl(workdir)}
+  chosen |= {name: make[name]() for name in config.trackers}
+  return Log(workdir, chosen, step)

@@ -132,6 +132,17 @@ def elo(played: Sequence[Game], k: float = 4.0) -> dict[str, float]:
   return ratings
 
 
+def text(played: Sequence[Game]) -> str:
+  """Standings for a terminal."""
+  ratings = elo(played)
+  row = "{:<24}  {:>13}  {:>16}  {:>6}  {:>6}"
+  lines = [row.format("name", "Bradley-Terry", "95 % interval", "Elo", "games")]
+  for name, strength, low, high, n in standings(played):
+    told = f"{strength:.0f}", f"{low:.0f} to {high:.0f}", f"{ratings[name]:.0f}"
+    lines.append(row.format(name, *told, n))
+  return "\n".join(lines)
+
+
 def _wins(
   pairs: Int[np.ndarray, "M 2"], points: Float[np.ndarray, "M"], n: int
 ) -> Float[np.ndarray, "N N"]:

@@ -124,3 +124,9 @@ def score(verdicts: Sequence[Verdict]) -> Score:
 def as_games(verdicts: Sequence[Verdict], a: str, b: str) -> list[Game]:
   """Verdicts as games between two names."""
   return [Game(a, b, v.winner) for v in verdicts]
+
+
+def lines(verdicts: Sequence[Verdict], a: str, b: str) -> str:
+  """The games as JSON lines, which `arena.games` reads."""
+  games = as_games(verdicts, a, b)
+  return "".join(json.dumps(game._asdict()) + "\n" for game in games)

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-from matplotlib.figure import Figure
+from etils import epath, epy
 
 from models import durable
+
+with epy.lazy_imports():  # half a second that training need not wait
+  from matplotlib import figure as figures
 
 Results = Mapping[str, Mapping[str, Any]]  # title -> what exam.sit gives
 _HEAD = ("task", "items", "metric", "value", "standard error")
@@ -84,7 +86,9 @@ def draw(results: Results, path: epath.Path) -> None:
       spread = 1.96 * (figure["stderr"] or 0.0)
       panels.setdefault(name, []).append((title, figure["value"], spread))
   longest = max(map(len, panels.values()))
-  figure = Figure(figsize=(3.6 * len(panels) + 1.2, 1.4 + 0.36 * longest))
+  figure = figures.Figure(
+    figsize=(3.6 * len(panels) + 1.2, 1.4 + 0.36 * longest)
+  )
   axes = figure.subplots(1, len(panels), squeeze=False)[0]
   for axis, (name, points) in zip(axes, panels.items(), strict=True):
     titles, values, spreads = zip(*points, strict=True)
