@@ -9,20 +9,12 @@ import json
 from typing import Any
 
 from etils import epath
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from configs import door
 from models import checkpoint
-from train.core import goodput, track
+from train.core import curves, goodput, track
 
 SECTIONS: dict[str, type] = {}
-_PANELS = (
-  ("train", "loss", "loss", True),
-  ("train", "grad_norm", "gradient norm", True),
-  ("train", "lr", "learning rate", False),
-  ("train", "tokens_per_second", "tokens / s", False),
-)
 
 
 def main(_: door.Config, workdir: epath.Path) -> None:
@@ -33,43 +25,11 @@ def main(_: door.Config, workdir: epath.Path) -> None:
     raise ValueError(
       f"{workdir} has no metrics.jsonl with steps: give the --workdir of a run."
     )
-  draw(rows, workdir / "curves.png")
+  with (workdir / "curves.png").open("wb") as file:
+    curves.figure(rows, str(workdir)).savefig(file, dpi=120, format="png")
   path = workdir / "evaluation.json"
   figures = json.loads(path.read_text()) if path.exists() else {}
   print(table(train, figures, workdir))
-
-
-def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
-  """Four curves over the steps; held-out loss lies beside the training loss."""
-  figure = Figure(figsize=(10, 6.5))  # no window system is asked for
-  axes = figure.subplots(2, 2, sharex=True)
-  panels = zip(_PANELS, axes.flat, strict=True)
-  for (kind, key, label, logarithmic), axis in panels:
-    points = [
-      (r["step"], r[key]) for r in rows if key in r and r["kind"] == kind
-    ]
-    axis.plot(*zip(*points, strict=True), color="#22577a", linewidth=1.4)
-    if key == "loss":
-      held = [
-        (r["step"], r["heldout_loss"]) for r in rows if "heldout_loss" in r
-      ]
-      if held:
-        axis.plot(
-          *zip(*held, strict=True), "o-", color="#d1495b", label="held out"
-        )
-        axis.legend(frameon=False)
-    axis.set_title(label, loc="left", fontsize=11)
-    if logarithmic:
-      axis.set_yscale("log")
-      axis.yaxis.set_major_formatter(ScalarFormatter())
-      axis.yaxis.set_minor_formatter(ScalarFormatter())
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-  for axis in axes[-1]:
-    axis.set_xlabel("step")
-  figure.tight_layout()
-  with path.open("wb") as file:
-    figure.savefig(file, dpi=120, format="png")
 
 
 def table(
