@@ -100,8 +100,8 @@ def read_command(command: list[str]) -> door.Config | None:
     known = flag in flags.FLAGS or flag.removeprefix("no") in flags.FLAGS
     assert argument.startswith("--") and known, f"{name} takes no {argument}"
   given = dict(argument[2:].partition("=")[::2] for argument in rest)
-  if "config" not in given:
-    return None
+  if "config" not in given or given["config"].startswith("runs/"):
+    return None  # or a run will have written it
   page = door.read(ROOT / given["config"])
   if page.get("base", {}).get("path") in BASES:  # as that run will have made it
     made = door.read(ROOT / BASES[page["base"]["path"]])

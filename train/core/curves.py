@@ -15,6 +15,7 @@ from matplotlib.ticker import (
 )
 
 BLUE, RED = "#22577a", "#d1495b"
+_FEW = 12  # points of a line
 # A logarithmic axis whose ends are at most so many times apart has ticks at
 # these multiples of the powers of ten; () are even ones.
 _TICKS = ((9, ()), (50, (1, 2, 5)), (3000, (1, 3)), (float("inf"), (1,)))
@@ -30,21 +31,22 @@ def figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
   drawn = Figure(figsize=(10, 6.5), layout="constrained")
   ((loss, gradient), (rate, speed)) = drawn.subplots(2, 2, sharex=True)
   train = _series(rows, "train", "loss")
-  loss.plot(*train, color=BLUE, linewidth=1.4, label="training")
+  loss.plot(*train, **_line(train), label="training")
   held = _series(rows, "eval", "heldout_loss")
   if held[0]:
     loss.plot(*held, "o-", color=RED, ms=5, label="held out")
     loss.legend(frameon=False)
   loss.set_yscale("log")
   norm = _series(rows, "train", "grad_norm")
-  gradient.plot(*norm, color=BLUE, linewidth=1.4)
+  gradient.plot(*norm, **_line(norm))
   gradient.set_yscale("log")
-  rate.plot(*_series(rows, "train", "lr"), color=BLUE, linewidth=1.4)
+  rates = _series(rows, "train", "lr")
+  rate.plot(*rates, **_line(rates))
   rate.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
   rate.set_ylim(bottom=0)
   x, y = _series(rows, "train", "tokens_per_second")
   x, y = (x[1:], y[1:]) if len(x) > 1 else (x, y)  # the first one compiled
-  speed.plot(x, y, color=BLUE, linewidth=1.4)
+  speed.plot(x, y, **_line((x, y)))
   speed.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
   for axis in (loss, gradient):
     mark(axis.yaxis)
@@ -60,6 +62,7 @@ def figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     finish(axis)
   for axis in (rate, speed):
     axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
   drawn.suptitle(title, x=0.01, ha="left", fontsize=12)
   return drawn
 
@@ -91,3 +94,9 @@ def _series(
 ) -> tuple[list[int], list[float]]:
   found = [(r["step"], r[key]) for r in rows if r["kind"] == kind and key in r]
   return [step for step, _ in found], [value for _, value in found]
+
+
+def _line(series: tuple[list[int], list[float]]) -> dict[str, Any]:
+  """Few points are shown each: a line of one is none."""
+  marker = "." if len(series[0]) < _FEW else ""
+  return dict(color=BLUE, linewidth=1.4, marker=marker)
