@@ -16,6 +16,7 @@ from matplotlib.ticker import (
 
 BLUE, RED = "#22577a", "#d1495b"
 _FEW = 12  # points of a line
+_STEPS = (1, 2, 2.5, 5, 10)  # between even ticks, times powers of ten
 # A logarithmic axis whose ends are at most so many times apart has ticks at
 # these multiples of the powers of ten; () are even ones.
 _TICKS = ((9, ()), (50, (1, 2, 5)), (3000, (1, 3)), (float("inf"), (1,)))
@@ -62,7 +63,7 @@ def figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     finish(axis)
   for axis in (rate, speed):
     axis.set_xlabel("step")
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=_STEPS))
   drawn.suptitle(title, x=0.01, ha="left", fontsize=12)
   return drawn
 
@@ -82,7 +83,9 @@ def mark(axis: Axis, told: Callable[[float], str] = "{:g}".format) -> None:
   """
   low, high = axis.get_view_interval()
   ticks = next(ticks for most, ticks in _TICKS if high <= most * low)
-  axis.set_major_locator(LogLocator(subs=ticks) if ticks else MaxNLocator(7))
+  axis.set_major_locator(
+    LogLocator(subs=ticks) if ticks else MaxNLocator(7, steps=_STEPS)
+  )
   axis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
   axis.set_minor_formatter(NullFormatter())
   if not ticks:
