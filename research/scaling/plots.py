@@ -15,6 +15,7 @@ _COLORS = matplotlib.colormaps["viridis"]
 _BAND = dict(alpha=0.2, linewidth=0)
 _SMALL = dict(frameon=False, fontsize=8)
 _MOST = 10  # entries of a legend
+_APART = 30.0  # times that a best size may be from those of the runs
 SHARE = 0.9  # of the draws, within a band
 
 
@@ -107,7 +108,8 @@ def _valleys(axis, points, law) -> None:
 def _best(axis, points, law, drawn) -> None:
   c = np.geomspace(points.c.min() / 2, points.c.max() * 10, 100)
   label = f"law: N ~ C^{law.exponent:.2f}"
-  axis.plot(c, law.best(c)[0], color=curves.BLUE, label=label)
+  best = law.best(c)[0]
+  axis.plot(c, best, color=curves.BLUE, label=label)
   _band(axis, c, [one.best(c)[0] for one in drawn], curves.BLUE)
   inside = [v for v in power.valleys(points) if v.is_inside]
   x, y = [v.c for v in inside], [v.n for v in inside]
@@ -118,6 +120,11 @@ def _best(axis, points, law, drawn) -> None:
   )
   axis.axvspan(points.c.max(), c[-1], **beyond)
   axis.set(xscale="log", yscale="log", xlim=(c[0], c[-1]))
+  # A band may reach sizes of nothing: what is shown lies around the runs.
+  low, high = points.n.min(), points.n.max()
+  least = np.clip(best.min(), low / _APART, low) / 1.5
+  most = np.clip(best.max(), high, high * _APART) * 1.5
+  axis.set_ylim(least, most)
   curves.mark(axis.xaxis, _power)
   curves.mark(axis.yaxis, _short)
   x, y = "compute C (FLOPs)", "best parameters N"

@@ -65,7 +65,8 @@ def test_a_law_is_drawn_legibly(span):
   n = np.tile(3e8 * np.geomspace(1, span, 4), 3)
   d = np.repeat(2e9 * np.geomspace(1, span, 3), 4)
   found = points.of(n, d, planted.loss(n, d))
-  drawn = [planted, law.Law(1.7, 400.0, 410.0, 0.34, 0.28)]
+  wild = law.Law(1.7, 1e-30, 410.0, 0.01, 3.0)  # its best sizes are nothing
+  drawn = [planted, law.Law(1.7, 400.0, 410.0, 0.34, 0.28), wild]
   figure = plots.figure(found, planted, drawn)
   assert_legible(figure)
   shown = np.concatenate(
