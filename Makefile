@@ -3,6 +3,7 @@
 # make slow    what takes minutes         make parity  every mesh against one device
 # make parity-hf  against transformers
 # make smollm2 a model with real weights, fetched, imported and asked
+# make notebooks  executes notebooks/, whole: half an hour
 # make faults  the full doses of benchmarks/faults: hours
 PYTHON ?= python3
 # Huge pages for what malloc hands out: a step on a CPU writes hundreds of MB of
@@ -42,6 +43,9 @@ faults: .venv/test
 	  $(VENV) -m benchmarks.faults.$$name || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "broken:$$failed"; exit 1; }
 
+notebooks: .venv/plan
+	$(VENV) -m notebooks.execute
+
 slow: .venv/plan
 	$(VENV) -m pytest -m slow
 
@@ -59,11 +63,11 @@ lint: .venv/test
 	touch $@
 
 .venv/plan: .venv/test
-	$(PIP) -e '.[test,plan,search,mlflow,wandb]'
+	$(PIP) -e '.[test,plan,search,mlflow,wandb,notebooks]'
 	touch $@
 
 .venv/parity: .venv/test
 	$(PIP) -e '.[test,parity,eval,lm-eval]'
 	touch $@
 
-.PHONY: demo test smollm2 real_weights parity parity-hf slow faults lint
+.PHONY: demo test smollm2 real_weights parity parity-hf notebooks slow faults lint

@@ -31,6 +31,7 @@ TEST = [
   "chex>=0.1.91",
   "hypothesis>=6.150",
   "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not say so
+  "nbformat>=5.10",
   "pytest>=9.0",
   "pytest-xdist>=3.8",
   "ruff>=0.14",
@@ -79,6 +80,8 @@ setuptools.setup(
     "mlflow": ["mlflow-skinny>=3.17", "alembic>=1.16", "SQLAlchemy>=2.0"],
     "wandb": ["wandb>=0.28"],
     "plan": ["libtpu==0.0.42.*"],  # the TPU compilers, of jax 0.10.2
+    "notebooks": ["ipykernel>=7.0", "nbclient>=0.10", "nbformat>=5.10"],
+    "cpu": [],  # what the notebooks ask for where there is neither of these
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "cuda13": ["jax[cuda13]>=0.10.2"],

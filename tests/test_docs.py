@@ -30,8 +30,11 @@ ENTRYPOINTS = sorted(
   for path in (ROOT / floor).rglob("*.py")
   if "__main__" in path.read_text()
 )
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TEXTS = [
-  path for path in [ROOT / "README.md", *PAGES, *ENTRYPOINTS] if path.exists()
+  path
+  for path in [ROOT / "README.md", *PAGES, *ENTRYPOINTS, *NOTEBOOKS]
+  if path.exists()
 ]
 # A run that pages begin from -> the page that makes it.
 BASES = {"runs/demo": "configs/quickstart.py"}
@@ -42,13 +45,20 @@ MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "H100": 80, "CPU": 8}
 def commands(text: str) -> list[list[str]]:
   """The `python -m ...` and `make ...` lines of a text, as arguments."""
   text = text.replace("\\\n", " ")
-  lines = re.findall(r"^[ $]*((?:python -m|make) [^\n]*)$", text, re.M)
+  lines = re.findall(r"^[ $!]*((?:python -m|make) [^\n]*)$", text, re.M)
   return [shlex.split(line, comments=True) for line in lines]
 
 
 def prose(path: pathlib.Path) -> str:
-  """The text of a README, or the docstring of a module."""
+  """The text of a README, the docstring of a module, the cells of a notebook."""
   text = path.read_text()
+  if path.suffix == ".ipynb":
+    cells = json.loads(text)["cells"]
+    code = "\n".join(
+      "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+    )
+    made = dict(re.findall(r"^([A-Z_]+) = \"?([^\"\n]+)", code, re.M))
+    return re.sub(r"\{(\w+)\}", lambda m: made.get(m[1], m[1]), code)
   return ast.get_docstring(ast.parse(text)) if path.suffix == ".py" else text
 
 
@@ -80,6 +90,7 @@ def read_command(command: list[str]) -> door.Config | None:
     for argument in arguments:
       flag = argument.removeprefix("--").partition("=")[0]
       known = argument in source or f'("{flag}"' in source
+      known = known or f"--{flag}=" in source or flag.startswith("runs/")
       assert known, f"{name} takes no {argument}"
     return None
   module = importlib.import_module(name)
@@ -89,8 +100,8 @@ def read_command(command: list[str]) -> door.Config | None:
     known = flag in flags.FLAGS or flag.removeprefix("no") in flags.FLAGS
     assert argument.startswith("--") and known, f"{name} takes no {argument}"
   given = dict(argument[2:].partition("=")[::2] for argument in rest)
-  if "config" not in given:
-    return None
+  if "config" not in given or given["config"].startswith("runs/"):
+    return None  # or a run will have written it
   page = door.read(ROOT / given["config"])
   if page.get("base", {}).get("path") in BASES:  # as that run will have made it
     made = door.read(ROOT / BASES[page["base"]["path"]])

@@ -59,6 +59,14 @@ def main(config: door.Config, workdir: epath.Path | None) -> int:
   return 0 if plan.fits else 1
 
 
+def estimated(page: str, topology: str) -> planning.Plan:
+  """What --fast tells of a page and a topology."""
+  config = door.build(door.read(page), SECTIONS)
+  found = topologies.parse(topology)
+  conflicts.check(config, found.n_devices)
+  return planning.estimate(config, found)
+
+
 def _ranked(config: door.Config, topology: topologies.Topology) -> int:
   found = search.search(config, topology)
   for row in found[:10]:

@@ -133,7 +133,9 @@ def main(argv: list[str]) -> None:
     law = laws.Law(**{name: told[name] for name in laws.NAMES})
     path = epath.Path(_PICTURE.value).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    plots.write(path, found, law, laws.resampled(found, law, 50))
+    picture = plots.figure(found, law, laws.resampled(found, law, 50))
+    with path.open("wb") as file:
+      picture.savefig(file, dpi=130, format="png")
     print(f"picture: {path}")
   print(json.dumps(told))
 
