@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,23 @@ def test_isoflop_parabolas_find_the_exponent():
   assert all(valley.is_inside for valley in valleys)
   for valley in valleys:
     assert valley.n == pytest.approx(PLANTED.best(valley.c)[0], rel=0.1)
+
+
+def test_the_page_of_the_micro_sweep_says_what_its_points_say():
+  folder = epath.Path(law.__file__).parent
+  found = points.read(folder / "result.csv")
+  page = (folder / "RESULT.md").read_text()
+  fitted = law.fit(found)
+  for name in ("E", "alpha", "beta"):
+    (said,) = re.findall(rf"^  {name} +([\d.]+) +\[", page, re.M)
+    assert float(said) == pytest.approx(getattr(fitted, name), 1e-3)
+  of_law, of_valleys = map(
+    float, re.findall(r"^  N_best ~ C\^ +([\d.]+) ", page, re.M)
+  )
+  assert of_law == pytest.approx(fitted.exponent, 1e-3)
+  assert of_valleys == pytest.approx(
+    power.best_sizes(found, 1)[0].exponent, 1e-3
+  )
 
 
 @pytest.mark.parametrize("kept", ["A", "B"])
