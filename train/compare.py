@@ -6,6 +6,10 @@ takes two --results folders of `train.evaluate --task=...` and tells, for every
 task and metric that both have, the difference on the same items: its paired
 bootstrap interval and p, and McNemar's exact p where an item is right or wrong.
 
+    python -m train.compare texts runs/figures runs/others 3
+
+shows what both wrote about the first three items of such tasks.
+
     python -m train.compare judge runs/figures runs/others http://127.0.0.1:8000/v1 MODEL
 
 has MODEL, behind any OpenAI-compatible address (the key is OPENAI_API_KEY), read
@@ -36,8 +40,42 @@ def show(first: str, second: str) -> int:
   return 0
 
 
+def tell(first: str, second: str, n: str) -> int:
+  """Prints what both wrote about the first items.
+
+  Raises:
+    ValueError: as `_written`; n is no number of items.
+  """
+  if not n.isdigit() or n == "0":
+    raise ValueError(f"texts: {n!r} is no number of items: give 1 or more.")
+  for prompt, one, other in _written(first, second)[: int(n)]:
+    for title, text in (("asked", prompt), (first, one), (second, other)):
+      print(f"--- {title}\n{text.strip()}")
+    print()
+  return 0
+
+
 def have_judged(first: str, second: str, address: str, model: str) -> int:
   """Has a judge read all that both wrote.
+
+  Raises:
+    ValueError: as `_written`.
+  """
+  ask = judge.client(address, model)
+  verdicts = [judge.judge(ask, *pair) for pair in _written(first, second)]
+  lines = [
+    json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
+  ]
+  path = epath.Path(second) / "preferences.jsonl"
+  durable.write_text(path, "\n".join(lines) + "\n")
+  for name, value in judge.score(verdicts)._asdict().items():
+    print(f"{name:<10}{value:>6}")
+  print(path)
+  return 0
+
+
+def _written(first: str, second: str) -> list[tuple[str, str, str]]:
+  """Prompts, and what the one and the other wrote.
 
   Raises:
     ValueError: neither wrote anything that the other did, too.
@@ -55,17 +93,7 @@ def have_judged(first: str, second: str, address: str, model: str) -> int:
       f"{first} and {second} have no written answers to the same task: measure "
       "one such as configs/tasks/gsm8k.py."
     )
-  ask = judge.client(address, model)
-  verdicts = [judge.judge(ask, *pair) for pair in written]
-  lines = [
-    json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
-  ]
-  path = epath.Path(second) / "preferences.jsonl"
-  durable.write_text(path, "\n".join(lines) + "\n")
-  for name, value in judge.score(verdicts)._asdict().items():
-    print(f"{name:<10}{value:>6}")
-  print(path)
-  return 0
+  return written
 
 
 def rank(path: str) -> int:
@@ -82,6 +110,7 @@ def rank(path: str) -> int:
 
 VERBS: dict[str, tuple[Callable[..., int], int]] = {
   "runs": (show, 2),
+  "texts": (tell, 3),
   "judge": (have_judged, 4),
   "rank": (rank, 1),
 }
@@ -96,7 +125,7 @@ def main(arguments: list[str]) -> int:
   act, n_words = VERBS.get(verb, (None, 0))
   if act is None or len(words) != n_words:
     raise ValueError(
-      "expected `runs FIRST SECOND`, `judge FIRST SECOND ADDRESS MODEL` or "
+      "expected `runs FIRST SECOND`, `texts FIRST SECOND N`, `judge FIRST SECOND ADDRESS MODEL` or "
       f"`rank FILE`, got {arguments}; --help says more."
     )
   return act(*words)

@@ -84,6 +84,8 @@ class Config:
   joint: str = " "  # between a question and its answer
   # Options as they are, or listed under letters that are then the options.
   asked: Literal["texts", "letters"] = "texts"
+  # Whether a user says the prompt, in the checkpoint's own chat template.
+  spoken: bool = False
   windows: Windows = Windows()  # of kind "text"
   writing: Writing = Writing()  # of kinds "writing" and "program"
 
@@ -91,6 +93,7 @@ class Config:
     fields.check(self)
     for name, kinds in (
       ("asked", ("choice",)),
+      ("spoken", ("writing", "text")),
       ("windows", ("text",)),
       ("writing", ("writing", "program")),
       ("shots", ("choice", "writing", "program")),
@@ -113,7 +116,9 @@ class Item:
   options: tuple[str, ...] = ()  # of which it takes the likeliest
   right: tuple[int, ...] = ()  # which of them are right
   lead: str | None = None  # what stands above options with letters; the prompt
-  target: str = ""  # the answer, as an example shows it
+  # The answer, as an example shows it; of a text, what is measured behind the
+  # prompt, "" for the prompt itself.
+  target: str = ""
   reference: str = ""  # the answer, as what was written is compared with it
   n_words: Natural = 0  # of a text; 0: as white space parts them
   n_bytes: Natural = 0  # of a text; 0: as UTF-8

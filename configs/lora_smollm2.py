@@ -1,0 +1,30 @@
+"""LoRA: SmolLM2 learns to answer with a function, and with nothing else.
+
+    python -m data.functions --file=runs/functions.jsonl \\
+      --heldout=runs/functions_heldout.jsonl
+    python -m train.lora --config=configs/lora_smollm2.py \\
+      --workdir=runs/smollm2_lora
+
+`make smollm2-lora` is the whole way. 2 CPU cores, MINUTES minutes
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+  """The page."""
+  arg = common.parse_arg(arg, steps=60, source="runs/functions.jsonl")
+  config = common.base()
+  config.base = dict(path="runs/smollm2")
+  config.adapter = dict(
+    name="lora", paths=("*/attention/[qkvo]", "*/mlp/*"), rank=8
+  )
+  config.data = dict(
+    sources=(arg.source,), formats=("instruction",), heldout_fraction=0.02
+  )
+  config.batch = dict(size=4, length=256, packing="whole")
+  config.optim = dict(name="adamw", lr=1e-3, weight_decay=0.0)
+  config.schedule = dict(name="cosine", warmup_steps=arg.steps // 20)
+  config.train = dict(steps=arg.steps, log_every_steps=10)
+  config.eval = dict(during=("perplexity",), final=("perplexity",))
+  return config
