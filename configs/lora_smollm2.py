@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(arg: str = ""):
   """The page."""
-  arg = common.parse_arg(arg, steps=60, source="runs/functions.jsonl")
+  arg = common.parse_arg(arg, steps=30, source="runs/functions.jsonl")
   config = common.base()
   config.base = dict(path="runs/smollm2")
   config.adapter = dict(
