@@ -22,6 +22,7 @@ from data import rows as tables
 Row = dict[str, Any]
 Reader = Callable[[str], str | None]  # what was written -> the answer in it
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_OF_PAGE = "EXAMPLES"  # what a page calls its own
 KINDS = ("choice", "text", "writing", "program", "label")
 
 
@@ -30,7 +31,9 @@ class Shots:
   """Examples before the question."""
 
   n: Natural = 0  # of them
-  rows: str = ""  # where they are drawn; "": from the rows themselves
+  # Where they are drawn; "": from the rows themselves, EXAMPLES: from the list
+  # of that name in the page.
+  rows: str = ""
   draw: Literal["random", "first"] = "random"  # which of them
   seed: Natural = 1234  # of the draws; lm-eval's
   # One more is drawn than shown, as lm-eval does for what has no test split.
@@ -173,9 +176,10 @@ def load(spec: str) -> Task:
   drawn = tables.read(config.rows)
   source = hashlib.sha256(path.read_bytes()).hexdigest()
   item, readings = names.get(config.item), names.get("READINGS", {})
+  examples = names.get(_OF_PAGE, ())
   if item is None:
     raise ValueError(f"{path} has no function {config.item}: it makes items.")
-  return make(path.stem, config, drawn, item, readings, source)
+  return make(path.stem, config, drawn, item, readings, source, examples)
 
 
 def make(
@@ -185,6 +189,7 @@ def make(
   item: Callable[[Row], Mapping[str, Any]],
   readings: Mapping[str, Reader] | None = None,
   source: str = "",
+  examples: Sequence[Row] = (),
 ) -> Task:
   """Makes items and prompts of rows.
 
@@ -195,6 +200,7 @@ def make(
     item: row -> fields of `Item`.
     readings: name -> what reads an answer out of a text; none: as it is.
     source: digest of the page.
+    examples: of the page itself.
 
   Raises:
     ValueError: a row is not as `item` wants, or there are too few examples.
@@ -213,7 +219,8 @@ def make(
   asked = [turn(row, i, config.rows) for i, row in enumerate(rows)]
   pool, shots = rows, asked
   if config.shots.n and config.shots.rows:
-    pool = tables.read(config.shots.rows)
+    is_own = config.shots.rows == _OF_PAGE
+    pool = list(examples) if is_own else tables.read(config.shots.rows)
     shots = [turn(row, i, config.shots.rows) for i, row in enumerate(pool)]
   n = config.limit or len(rows)
   draws = _draws(config, list(rows[:n]), list(pool))
