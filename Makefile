@@ -31,7 +31,7 @@ smollm2: .venv/core
 
 TUNED := runs/smollm2_lora
 FIGURES := runs/smollm2_figures
-HELDOUT := rows=runs/functions_heldout.jsonl,limit=40
+HELDOUT := rows=runs/functions_heldout.jsonl,limit=24
 TASK := --task=configs/tasks/functions.py:$(HELDOUT)
 ASK := $(VENV) -m train.evaluate $(TASK) $(TASK),item=known
 smollm2-lora: smollm2

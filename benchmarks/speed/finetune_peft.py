@@ -22,7 +22,7 @@ _TARGETS += ["gate_proj", "up_proj", "down_proj"]
 
 def main(folder: str, kind: str) -> None:
   """Trains when asked."""
-  torch.set_num_threads(os.cpu_count())
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
   transformers.utils.logging.disable_progress_bar()
   model = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32

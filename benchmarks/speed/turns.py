@@ -1,7 +1,8 @@
 """Peers in processes of their own, which train in turns on the same tokens.
 
 A worker answers each line of its input with a line of JSON: the seconds of a
-few steps, their losses, and the most memory it ever had. This module imports
+few steps, on the clock and of the processor, their losses, and the most memory
+it ever had. This module imports
 neither jax nor torch, so that a worker has the one that it uses.
 """
 
@@ -31,13 +32,18 @@ def work(train: Callable[[], float]) -> None:
     train: makes a step and gives its mean loss.
   """
   for _ in sys.stdin:
-    seconds, losses = [], []
+    seconds, cpu_seconds, losses = [], [], []
     for _ in range(STEPS):
-      started = time.perf_counter()
+      started, worked = time.perf_counter(), time.process_time()
       losses.append(train())
       seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    said = {"seconds": seconds, "losses": losses, "peak_bytes": peak}
+      cpu_seconds.append(time.process_time() - worked)
+    said = {
+      "seconds": seconds,
+      "cpu_seconds": cpu_seconds,
+      "losses": losses,
+      "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+    }
     print(json.dumps(said), flush=True)
 
 

@@ -1,7 +1,7 @@
 """Functions: from what one does to its source, and to nothing but its source.
 
     python -m data.functions --file=runs/functions.jsonl --heldout=runs/functions_heldout.jsonl
-    python -m train.evaluate --workdir=runs/smollm2 --results=runs/figures --task=configs/tasks/functions.py:rows=runs/functions_heldout.jsonl,limit=40
+    python -m train.evaluate --workdir=runs/smollm2 --results=runs/figures --task=configs/tasks/functions.py:rows=runs/functions_heldout.jsonl,limit=24
 
 Rows have instruction and output. A user asks, in the checkpoint's own chat
 template. Bare counts answers that are Python from the first letter to the last
@@ -18,7 +18,7 @@ from configs import common
 def get_task(arg: str = ""):
   """What is asked, of which rows."""
   arg = common.parse_arg(
-    arg, rows="functions_heldout.jsonl", limit=0, item="item", tokens=128
+    arg, rows="functions_heldout.jsonl", limit=0, item="item", tokens=96
   )
   if arg.item == "known":
     return common.task(
