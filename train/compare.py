@@ -31,7 +31,7 @@ from etils import epath
 from configs import door
 from data import rows as tables
 from models import durable
-from train.evaluators import arena, exam, judge, pairs
+from train.evaluators import arena, judge, pairs
 
 
 def show(first: str, second: str) -> int:
@@ -44,14 +44,13 @@ def tell(first: str, second: str, n: str) -> int:
   """Prints what both wrote about the first items.
 
   Raises:
-    ValueError: as `_written`; n is no number of items.
+    ValueError: as `pairs.written`; n is no number of items.
   """
   if not n.isdigit() or n == "0":
     raise ValueError(f"texts: {n!r} is no number of items: give 1 or more.")
-  for prompt, one, other in _written(first, second)[: int(n)]:
-    for title, text in (("asked", prompt), (first, one), (second, other)):
-      print(f"--- {title}\n{text.strip()}")
-    print()
+  written = pairs.written(epath.Path(first), epath.Path(second))
+  for prompt, *both in written[: int(n)]:
+    print(pairs.beside(prompt, (first, second), both))
   return 0
 
 
@@ -59,10 +58,11 @@ def have_judged(first: str, second: str, address: str, model: str) -> int:
   """Has a judge read all that both wrote.
 
   Raises:
-    ValueError: as `_written`.
+    ValueError: as `pairs.written`.
   """
   ask = judge.client(address, model)
-  verdicts = [judge.judge(ask, *pair) for pair in _written(first, second)]
+  written = pairs.written(epath.Path(first), epath.Path(second))
+  verdicts = [judge.judge(ask, *pair) for pair in written]
   lines = [
     json.dumps(g._asdict()) for g in judge.as_games(verdicts, first, second)
   ]
@@ -72,28 +72,6 @@ def have_judged(first: str, second: str, address: str, model: str) -> int:
     print(f"{name:<10}{value:>6}")
   print(path)
   return 0
-
-
-def _written(first: str, second: str) -> list[tuple[str, str, str]]:
-  """Prompts, and what the one and the other wrote.
-
-  Raises:
-    ValueError: neither wrote anything that the other did, too.
-  """
-  left, right = (exam.read(epath.Path(folder)) for folder in (first, second))
-  written = [
-    (a["prompt"], a["texts"][0], b["texts"][0])
-    for title in left
-    if title in right
-    for a, b in zip(left[title][1], right[title][1], strict=True)
-    if "texts" in a
-  ]
-  if not written:
-    raise ValueError(
-      f"{first} and {second} have no written answers to the same task: measure "
-      "one such as configs/tasks/gsm8k.py."
-    )
-  return written
 
 
 def rank(path: str) -> int:
