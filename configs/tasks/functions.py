@@ -4,9 +4,10 @@
     python -m train.evaluate --workdir=runs/smollm2 --results=runs/figures --task=configs/tasks/functions.py:rows=runs/functions_heldout.jsonl,limit=24
 
 Rows have instruction and output. A user asks, in the checkpoint's own chat
-template. Bare counts answers that are Python from the first letter to the last
-and define the function that was asked for; fenced also takes them out of the
-first Markdown fence. item=known measures how likely the real source is instead.
+template; lm-evaluation-harness has no such task. Bare counts answers that are
+Python from the first letter to the last, and define the function that was asked
+for and nothing else; fenced also takes them out of the first Markdown fence.
+item=known measures how likely the real source is instead.
 """
 
 import ast
