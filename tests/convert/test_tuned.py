@@ -42,13 +42,13 @@ def rows():
 
 @pytest.fixture(scope="module")
 def tuned(rows, tmp_path_factory):
-  """A base, an adapter of six steps beside it, and the two merged."""
+  """A base, an adapter of four steps beside it, and the two merged."""
   folder = epath.Path(tmp_path_factory.mktemp("tuned"))
   gguf.take(file_of("smollm2"), folder / "base")
   source = jsonl(folder / "rows.jsonl", rows[0])
-  page = door.read(f"{ROOT}/configs/lora_smollm2.py:steps=6,source={source}")
-  overrides = [f"base.path={folder}/base", "batch.size=2", "mesh.data=1"]
-  overrides += ["eval.during=", "mesh.rules=dp", "data.heldout_fraction=0.1"]
+  page = door.read(f"{ROOT}/configs/lora_smollm2.py:steps=4,source={source}")
+  overrides = [f"base.path={folder}/base", "batch.size=8", "batch.length=128"]
+  overrides += ["eval.during=", "data.heldout_fraction=0.1"]
   filled, overrides = base.fill(page, overrides)
   lora.main(door.build(filled, lora.SECTIONS, overrides), folder / "lora")
   merge.merge(folder / "lora", folder / "merged")
@@ -64,11 +64,11 @@ def loss(path, rows, folder):
   return result["metrics"]["loss"]["value"]
 
 
-def test_six_steps_help_and_the_merge_keeps_it(rows, tuned, tmp_path):
+def test_four_steps_help_and_the_merge_keeps_it(rows, tuned, tmp_path):
   found = [
     loss(tuned / name, rows[1], tmp_path) for name in ("base", "lora", "merged")
   ]
-  assert found[1] < found[0] - 0.2
+  assert found[1] < found[0] - 0.1
   assert found[2] == pytest.approx(found[1], rel=1e-4)
 
 
