@@ -4,6 +4,8 @@
 # make parity-hf  against transformers
 # make smollm2 a model with real weights, fetched, imported and asked
 # make notebooks  executes notebooks/, whole: half an hour
+# make smollm2-lora          tunes it: before, after, merged, for transformers
+# make smollm2-lora-theirs   what transformers writes then, token by token
 # make faults  the full doses of benchmarks/faults: hours
 PYTHON ?= python3
 # Huge pages for what malloc hands out: a step on a CPU writes hundreds of MB of
@@ -27,6 +29,28 @@ smollm2: .venv/core
 	$(VENV) -m serve.generate --workdir=runs/smollm2 \
 	  --prompt='The capital of France is' \
 	  --config.generate.temperature=0 --config.generate.max_tokens=2
+
+TUNED := runs/smollm2_lora
+FIGURES := runs/smollm2_figures
+HELDOUT := rows=runs/functions_heldout.jsonl,limit=24
+TASK := --task=configs/tasks/functions.py:$(HELDOUT)
+ASK := $(VENV) -m train.evaluate $(TASK) $(TASK),item=known
+smollm2-lora: smollm2
+	$(VENV) -m data.functions --file=runs/functions.jsonl \
+	  --heldout=runs/functions_heldout.jsonl
+	$(ASK) --workdir=runs/smollm2 --results=$(FIGURES)/before
+	$(VENV) -m train.lora --config=configs/lora_smollm2.py --workdir=$(TUNED)
+	$(ASK) --workdir=$(TUNED) --results=$(FIGURES)/after
+	test -e runs/smollm2_tuned || $(VENV) -m convert.merge \
+	  --checkpoint=$(TUNED) --out=runs/smollm2_tuned
+	test -e runs/smollm2_theirs || $(VENV) -m convert.hf export \
+	  --checkpoint=runs/smollm2_tuned --out=runs/smollm2_theirs
+	$(VENV) -m train.compare texts $(FIGURES)/before $(FIGURES)/after 2
+	$(VENV) -m train.compare tasks $(FIGURES)/before $(FIGURES)/after
+
+smollm2-lora-theirs: .venv/parity smollm2-lora
+	$(VENV) -m benchmarks.parity.written runs/smollm2_tuned \
+	  runs/smollm2_theirs runs/functions_heldout.jsonl
 
 real_weights: .venv/test
 	$(VENV) -m pytest -m real_weights -rs
@@ -70,4 +94,5 @@ lint: .venv/test
 	$(PIP) -e '.[test,parity,eval,lm-eval]'
 	touch $@
 
-.PHONY: demo test smollm2 real_weights parity parity-hf notebooks slow faults lint
+.PHONY: demo test smollm2 smollm2-lora smollm2-lora-theirs real_weights parity \
+  parity-hf notebooks slow faults lint

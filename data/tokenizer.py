@@ -321,7 +321,7 @@ class _HuggingFace(Tokenizer):
     n = next(i for i in range(len(full)) if full[i:][: len(plain)] == plain)
     self.start = tuple(full[:n])
 
-  @property
+  @functools.cached_property  # the dict takes tens of ms, and each text asks
   def vocab_size(self) -> int:
     return 1 + max(self._model.get_vocab().values())
 

@@ -37,7 +37,10 @@ TEXTS = [
   if path.exists()
 ]
 # A run that pages begin from -> the page that makes it.
-BASES = {"runs/demo": "configs/quickstart.py"}
+BASES = {
+  "runs/demo": "configs/quickstart.py",
+  "runs/smollm2": "configs/smollm2_135m.py",
+}
 # GiB of one device, as its maker says.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "H100": 80, "CPU": 8}
 

@@ -12,6 +12,10 @@ takes two --results folders of `train.evaluate --task=...` and tells, for every
 task and metric that both have, the difference on the same items: its paired
 bootstrap interval and p, and McNemar's exact p where an item is right or wrong.
 
+    python -m train.compare texts runs/figures runs/others 3
+
+shows what both wrote about the first three items of such tasks.
+
     python -m train.compare judge runs/figures runs/others http://127.0.0.1:8000/v1 MODEL
 
 has MODEL, behind any OpenAI-compatible address (the key is OPENAI_API_KEY), read
@@ -59,10 +63,28 @@ def show(first: str, second: str) -> int:
   return 0
 
 
-def have_judged(first: str, second: str, address: str, model: str) -> int:
-  """Has a judge read all that both wrote."""
+def tell(first: str, second: str, n: str) -> int:
+  """Prints what both wrote about the first items.
+
+  Raises:
+    ValueError: as `pairs.written`; n is no number of items.
+  """
+  if not n.isdigit() or n == "0":
+    raise ValueError(f"texts: {n!r} is no number of items: give 1 or more.")
   written = pairs.written(epath.Path(first), epath.Path(second))
+  for prompt, *both in written[: int(n)]:
+    print(pairs.beside(prompt, (first, second), both))
+  return 0
+
+
+def have_judged(first: str, second: str, address: str, model: str) -> int:
+  """Has a judge read all that both wrote.
+
+  Raises:
+    ValueError: as `pairs.written`.
+  """
   ask = judge.client(address, model)
+  written = pairs.written(epath.Path(first), epath.Path(second))
   verdicts = [judge.judge(ask, *pair) for pair in written]
   path = epath.Path(second) / "preferences.jsonl"
   durable.write_text(path, judge.lines(verdicts, first, second))
@@ -80,14 +102,15 @@ def rank(path: str) -> int:
 
 VERBS: dict[str, tuple[Callable[..., int], int]] = {
   "tasks": (show, 2),
+  "texts": (tell, 3),
   "judge": (have_judged, 4),
   "rank": (rank, 1),
 }
 
 
 _EXPECTED = (
-  "expected runs, as `RUN RUN ...`, or `tasks FIRST SECOND`, `judge FIRST SECOND "
-  "ADDRESS MODEL` or `rank FILE`, got {}; --help says more."
+  "expected runs, as `RUN RUN ...`, or `tasks FIRST SECOND`, `texts FIRST SECOND "
+  "N`, `judge FIRST SECOND ADDRESS MODEL` or `rank FILE`, got {}; --help says more."
 )
 
 

@@ -162,7 +162,7 @@ TASKS = {
   ),
   "gsm8k": ("gsm8k/gsm8k", "test", _gsm8k, "gsm8k", {}, (0, 5)),
   "gsm8k_cot": (
-    "gsm8k/gsm8k-cot", "test", _gsm8k, "gsm8k:item=cot", {}, (0,)
+    "gsm8k/gsm8k-cot", "test", _gsm8k, "gsm8k:item=cot", {}, (0, 8)
   ),
   "humaneval": (
     "humaneval/humaneval",

@@ -44,7 +44,9 @@ def load(name, n_shots, folder):
   words = [f"rows={rows}", *filter(None, [arg])]
   source = (ROOT / f"configs/tasks/{page}.py").read_text()
   if "n=" in source or "common.choices(" in source:  # takes examples
-    words += [f"n={n_shots}"] + [f"shots={pool}"] * (int(n_shots) > 0)
+    is_own = arg == "item=cot"  # has the examples that are asked with
+    has_pool = int(n_shots) > 0 and not is_own
+    words += [f"n={n_shots}"] + [f"shots={pool}"] * has_pool
   return task.load(f"{ROOT}/configs/tasks/{page}.py:{','.join(words)}")
 
 

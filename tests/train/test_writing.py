@@ -24,7 +24,12 @@ def who(tiny):
 
 
 def write(who, prompts, **how):
-  return writing.write(who, prompts, Writing(**how), likelihood.at_once)
+  return ask(who, prompts, Writing(**how))
+
+
+def ask(who, prompts, how):
+  ids = [who.tokenizer.prompt(prompt) for prompt in prompts]
+  return writing.write(who, ids, how, likelihood.at_once)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,7 @@ def write(who, prompts, **how):
 )
 def test_a_text_is_the_same_alone_and_beside_others(who, temperature):
   how = Writing(max_tokens=12, temperature=temperature, seed=3)
-  texts, cut = writing.write(who, PROMPTS, how, likelihood.at_once)
+  texts, cut = ask(who, PROMPTS, how)
   assert cut == [0] * 5
   keys = sampling.keys(3, len(PROMPTS))
   settings = sampling.Config(max_tokens=12, temperature=temperature)
@@ -47,7 +52,7 @@ def test_a_text_is_the_same_alone_and_beside_others(who, temperature):
     )
     assert texts[i] == BYTES.decode(ids)
   large = dataclasses.replace(who, batch_tokens=1024)
-  assert writing.write(large, PROMPTS, how, likelihood.at_once)[0] == texts
+  assert ask(large, PROMPTS, how)[0] == texts
   assert len({*texts}) > 1
 
 

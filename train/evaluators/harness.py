@@ -52,7 +52,8 @@ def make(subject: Subject) -> Any:
       for i, request in enumerate(requests):
         groups.setdefault(settings(request.args[1]), []).append(i)
       for how, which in groups.items():
-        prompts = [requests[i].args[0] for i in which]
+        asked = [requests[i].args[0] for i in which]
+        prompts = [subject.tokenizer.prompt(prompt) for prompt in asked]
         written, _ = writing.write(subject, prompts, how, likelihood.at_once)
         for i, text in zip(which, written, strict=True):
           found[i] = text

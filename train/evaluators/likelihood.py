@@ -63,7 +63,23 @@ def continuation(subject: Subject, context: str, text: str) -> Request:
   else:
     before = [tokenizer.bos_id]
     ids = [tokenizer.bos_id, *tokenizer.encode(context + text)]
-  n_asked = len(ids) - len(before)
+  return fitted(subject, ids, len(ids) - len(before), text)
+
+
+def fitted(
+  subject: Subject, ids: Sequence[int], n_asked: int, text: str
+) -> Request:
+  """The request for the last ids, cut on the left where all are too long.
+
+  Args:
+    subject: who is asked.
+    ids: of all that is read.
+    n_asked: of them, at the end.
+    text: that they stand for, to be told.
+
+  Raises:
+    ValueError: nothing is asked for, or more than the model reads at once.
+  """
   if not 0 < n_asked <= subject.longest:
     raise ValueError(
       f"{text[:60]!r} is {n_asked} tokens behind its context, and 1 to "

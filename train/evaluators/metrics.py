@@ -106,6 +106,7 @@ _OF_LABELS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
   "mcc": mcc,
 }
 _PER: dict[str, tuple[str, Callable[[float], float]]] = {
+  "loss": ("n_tokens", float),
   "bits_per_byte": ("n_bytes", lambda nats: nats / math.log(2)),
   "byte_perplexity": ("n_bytes", math.exp),
   "word_perplexity": ("n_words", lambda nats: math.exp(min(nats, 700))),

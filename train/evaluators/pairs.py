@@ -93,3 +93,33 @@ def text(found: Sequence[Row]) -> str:
     told.append("" if exact is None else f"{exact:.4f}")
     lines.append(_LINE.format(title, name, *told))
   return "\n".join(lines)
+
+
+def written(
+  first: epath.Path, second: epath.Path
+) -> list[tuple[str, str, str]]:
+  """Prompts of all tasks that both have, and what the one and the other wrote.
+
+  Raises:
+    ValueError: neither wrote anything that the other did, too.
+  """
+  left, right = exam.read(first), exam.read(second)
+  found = [
+    (a["prompt"], a["texts"][0], b["texts"][0])
+    for title in left
+    if title in right
+    for a, b in zip(left[title][1], right[title][1], strict=True)
+    if "texts" in a
+  ]
+  if not found:
+    raise ValueError(
+      f"{first} and {second} have no written answers to the same task: measure "
+      "one such as configs/tasks/gsm8k.py."
+    )
+  return found
+
+
+def beside(prompt: str, names: Sequence[str], texts: Sequence[str]) -> str:
+  """A prompt, and what each wrote, for a terminal."""
+  parts = zip(("asked", *names), (prompt, *texts), strict=True)
+  return "".join(f"--- {name}\n{text.strip()}\n" for name, text in parts)

@@ -22,6 +22,7 @@ from data import rows as tables
 Row = dict[str, Any]
 Reader = Callable[[str], str | None]  # what was written -> the answer in it
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_OF_PAGE = "EXAMPLES"  # what a page calls its own
 KINDS = ("choice", "text", "writing", "program", "label")
 
 
@@ -30,7 +31,9 @@ class Shots:
   """Examples before the question."""
 
   n: Natural = 0  # of them
-  rows: str = ""  # where they are drawn; "": from the rows themselves
+  # Where they are drawn; "": from the rows themselves, EXAMPLES: from the list
+  # of that name in the page.
+  rows: str = ""
   draw: Literal["random", "first"] = "random"  # which of them
   seed: Natural = 1234  # of the draws; lm-eval's
   # One more is drawn than shown, as lm-eval does for what has no test split.
@@ -84,6 +87,8 @@ class Config:
   joint: str = " "  # between a question and its answer
   # Options as they are, or listed under letters that are then the options.
   asked: Literal["texts", "letters"] = "texts"
+  # Whether a user says the prompt, in the checkpoint's own chat template.
+  spoken: bool = False
   windows: Windows = Windows()  # of kind "text"
   writing: Writing = Writing()  # of kinds "writing" and "program"
 
@@ -91,6 +96,7 @@ class Config:
     fields.check(self)
     for name, kinds in (
       ("asked", ("choice",)),
+      ("spoken", ("writing", "text")),
       ("windows", ("text",)),
       ("writing", ("writing", "program")),
       ("shots", ("choice", "writing", "program")),
@@ -113,7 +119,9 @@ class Item:
   options: tuple[str, ...] = ()  # of which it takes the likeliest
   right: tuple[int, ...] = ()  # which of them are right
   lead: str | None = None  # what stands above options with letters; the prompt
-  target: str = ""  # the answer, as an example shows it
+  # The answer, as an example shows it; of a text, what is measured behind the
+  # prompt, "" for the prompt itself.
+  target: str = ""
   reference: str = ""  # the answer, as what was written is compared with it
   n_words: Natural = 0  # of a text; 0: as white space parts them
   n_bytes: Natural = 0  # of a text; 0: as UTF-8
@@ -168,9 +176,10 @@ def load(spec: str) -> Task:
   drawn = tables.read(config.rows)
   source = hashlib.sha256(path.read_bytes()).hexdigest()
   item, readings = names.get(config.item), names.get("READINGS", {})
+  examples = names.get(_OF_PAGE, ())
   if item is None:
     raise ValueError(f"{path} has no function {config.item}: it makes items.")
-  return make(path.stem, config, drawn, item, readings, source)
+  return make(path.stem, config, drawn, item, readings, source, examples)
 
 
 def make(
@@ -180,6 +189,7 @@ def make(
   item: Callable[[Row], Mapping[str, Any]],
   readings: Mapping[str, Reader] | None = None,
   source: str = "",
+  examples: Sequence[Row] = (),
 ) -> Task:
   """Makes items and prompts of rows.
 
@@ -190,6 +200,7 @@ def make(
     item: row -> fields of `Item`.
     readings: name -> what reads an answer out of a text; none: as it is.
     source: digest of the page.
+    examples: of the page itself.
 
   Raises:
     ValueError: a row is not as `item` wants, or there are too few examples.
@@ -208,7 +219,8 @@ def make(
   asked = [turn(row, i, config.rows) for i, row in enumerate(rows)]
   pool, shots = rows, asked
   if config.shots.n and config.shots.rows:
-    pool = tables.read(config.shots.rows)
+    is_own = config.shots.rows == _OF_PAGE
+    pool = list(examples) if is_own else tables.read(config.shots.rows)
     shots = [turn(row, i, config.shots.rows) for i, row in enumerate(pool)]
   n = config.limit or len(rows)
   draws = _draws(config, list(rows[:n]), list(pool))

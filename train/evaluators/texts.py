@@ -1,18 +1,19 @@
-"""The likelihood of whole texts: per token, per byte, per word.
+"""The likelihood of whole texts, or of answers: per token, per byte, per word.
 
-Every text is measured by itself. Bytes and words are those of the text, not of
+Every text is measured by itself, an answer (`target`) behind its prompt. Bytes and words are those of the text, not of
 its tokens: models of any tokenizer can be compared.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from train.evaluators import likelihood
+from train.evaluators import likelihood, spoken
 from train.evaluators.likelihood import Run
 from train.evaluators.subject import Subject
 from train.evaluators.task import Task, Windows
 
 METRICS = (
+  "loss",
   "bits_per_byte",
   "byte_perplexity",
   "word_perplexity",
@@ -24,20 +25,51 @@ def ask(subject: Subject, task: Task, run: Run) -> list[dict[str, Any]]:
   """One record for each text.
 
   Raises:
-    ValueError: windows that are longer than what the model reads.
+    ValueError: windows that are longer than what the model reads, or windows
+      of answers; some texts are answers, and others whole.
   """
-  log_p = likelihoods(subject, task.prompts, task.config.windows, run)
+  answers = [item.target for item in task.items]
+  if not any(answers) and not task.config.spoken:
+    log_p = likelihoods(subject, task.prompts, task.config.windows, run)
+    return [
+      _record(item, text, one, len(subject.tokenizer.encode(text)), 0)
+      for item, text, one in zip(task.items, task.prompts, log_p, strict=True)
+    ]
+  if task.config.windows != Windows():
+    raise ValueError(
+      f"{task.config.windows} cuts whole texts, and {task.title} measures "
+      "answers, each read at once: leave it out."
+    )
+  if not all(answers):
+    raise ValueError(
+      f"item {answers.index('')} of {task.title} has no target to measure: give "
+      "each one, or none and spoken=False."
+    )
+  pairs = list(zip(task.prompts, answers, strict=True))
+  if task.config.spoken:
+    requests = spoken.requests(subject, pairs)
+  else:
+    joint = task.config.joint
+    requests = [
+      likelihood.continuation(subject, prompt, joint + answer)
+      for prompt, answer in pairs
+    ]
+  found = likelihood.answer(subject, requests, run)
   return [
-    {
-      "log_p": one,
-      "n_tokens": len(subject.tokenizer.encode(text)),
-      "n_bytes": item.n_bytes or len(text.encode()),
-      "n_words": item.n_words or len(text.split()),
-      "n_cut": 0,
-      "scores": {},
-    }
-    for item, text, one in zip(task.items, task.prompts, log_p, strict=True)
+    _record(item, item.target, one.log_p, request.n_asked, request.n_cut)
+    for item, request, one in zip(task.items, requests, found, strict=True)
   ]
+
+
+def _record(item, text, log_p, n_tokens, n_cut) -> dict[str, Any]:
+  return {
+    "log_p": log_p,
+    "n_tokens": n_tokens,
+    "n_bytes": item.n_bytes or len(text.encode()),
+    "n_words": item.n_words or len(text.split()),
+    "n_cut": n_cut,
+    "scores": {},
+  }
 
 
 def likelihoods(

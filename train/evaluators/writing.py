@@ -12,7 +12,7 @@ from typing import Any
 from jax import numpy as jnp
 
 from models import decode, sampling
-from train.evaluators import metrics, sandbox
+from train.evaluators import metrics, sandbox, spoken
 from train.evaluators import subject as subjects
 from train.evaluators.likelihood import Run
 from train.evaluators.subject import Subject
@@ -27,7 +27,11 @@ def ask(subject: Subject, task: Task, run: Run) -> list[dict[str, Any]]:
   """One record for each item."""
   how = task.config.writing
   prompts = [p for p in task.prompts for _ in range(how.n_samples)]
-  texts, cut = write(subject, prompts, how, run)
+  if task.config.spoken:
+    rows = spoken.prompts(subject, prompts)
+  else:
+    rows = [subject.tokenizer.prompt(prompt) for prompt in prompts]
+  texts, cut = write(subject, rows, how, run)
   records = []
   for i, item in enumerate(task.items):
     own = slice(i * how.n_samples, (i + 1) * how.n_samples)
@@ -77,9 +81,9 @@ def until(text: str, stop: Sequence[str]) -> str:
 
 
 def write(
-  subject: Subject, prompts: Sequence[str], how: Writing, run: Run
+  subject: Subject, prompts: Sequence[list[int]], how: Writing, run: Run
 ) -> tuple[list[str], list[int]]:
-  """Continues every prompt.
+  """Continues the ids of every prompt.
 
   A text is the same whatever is written beside it: its key is that of its place
   among the prompts. A prompt that is too long is cut on the left.
@@ -97,9 +101,8 @@ def write(
       f"model's {subject.longest} tokens (model.max_length): lower it."
     )
   tokenizer = subject.tokenizer
-  rows = [tokenizer.prompt(prompt) for prompt in prompts]
-  cut = [max(0, len(row) - room) for row in rows]
-  rows = [row[n:] for row, n in zip(rows, cut, strict=True)]
+  cut = [max(0, len(row) - room) for row in prompts]
+  rows = [row[n:] for row, n in zip(prompts, cut, strict=True)]
   config, params = decode.unrolled(subject.model, subject.params)
   keys = sampling.keys(how.seed, len(prompts))
   settings = sampling.Config(
