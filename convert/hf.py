@@ -124,7 +124,7 @@ def give(
       "all lengths; theirs follows the length of each text and would give other "
       "numbers. There is no way out of this model as it is."
     )
-  settings = catalogue.of(config).theirs(config)
+  settings = catalogue.theirs(config)
   source = arrays.Source(path / "params")
   places = tensors.Places(config)
   pieces = tensors.pieces(config, catalogue.in_files(config))

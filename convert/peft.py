@@ -72,6 +72,12 @@ def give(path: epath.Path, out: epath.Path) -> int:
     raise ValueError(f"{out} is there and not empty: give another --out.")
   c = door.build(settings, checkpoint.ADAPTED)
   mine = _apart(dict(arrays.read(path / "params")))
+  if any(adapters.WHOLE in own for own in mine.values()):
+    raise ValueError(
+      f"{path} trains heads (model.heads.kinds={c.model.heads.kinds}) beside its "
+      "adapter, which do not go out as peft's modules_to_save yet. Merge it with "
+      "convert.merge, and give the whole to convert.hf."
+    )
   rows = _rows(c.model)
   places = tensors.Places(dataclasses.replace(c.model, scanned=True))
   theirs: dict[str, np.ndarray] = {}

@@ -194,7 +194,7 @@ class Encoder:
     if not isinstance(text, str) or not text:
       raise ValueError(f"the text is {text!r:.80}, and has to be one")
     t = self._tokenizer
-    ids = np.array([t.bos_id, *t.encode(text), t.eos_id], np.int32)
+    ids = np.array([*t.prompt(text), t.eos_id], np.int32)
     targets, weights = np.zeros((2, len(ids)), np.int32)
     targets[0], weights[0] = self._target(label), 1
     return Example(ids, targets, weights)
@@ -206,7 +206,7 @@ class Encoder:
     if not len(words) == len(labels) > 0:
       raise ValueError(f"{len(words)} words have {len(labels)} labels")
     t = self._tokenizer
-    ids, asked = [t.bos_id], {}
+    ids, asked = [*t.start], {}
     for i, (word, label) in enumerate(zip(words, labels, strict=True)):
       asked[len(ids)] = self._target(label)
       ids += t.encode(f" {word}" if i else word)
