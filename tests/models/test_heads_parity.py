@@ -103,13 +103,13 @@ def assert_close(path, found, wanted):
     found,
     wanted,
     rtol=0,
-    atol=1e-5 * np.abs(wanted).max() + 1e-7,
+    atol=2e-5 * np.abs(wanted).max() + 1e-7,
     err_msg=jax.tree_util.keystr(path),
   )
 
 
 def check(config, model, loss, gradients, their_loss):
-  """The loss within 5e-6 of itself, gradients within 1e-5 of the largest."""
+  """The loss within 5e-6 of itself, gradients within 2e-5 of the largest."""
   np.testing.assert_allclose(loss, their_loss.item(), rtol=5e-6)
   model.zero_grad()
   their_loss.backward()

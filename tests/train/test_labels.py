@@ -221,7 +221,9 @@ def test_padding_and_neighbours_say_nothing_of_a_text(tiny):
   text = np.arange(40, 47)
 
   def ask(tokens, positions, segments):
-    rows = [jnp.asarray(x, jnp.int32)[None] for x in (tokens, positions, segments)]
+    rows = [
+      jnp.asarray(x, jnp.int32)[None] for x in (tokens, positions, segments)
+    ]
     hidden, _ = families.build(config).apply({"params": params}, *rows)
     return families.of_texts(config, params, hidden, *rows[1:])[0]
 

@@ -9,7 +9,6 @@ import math
 
 from configs import door
 from data import corrupt
-from data import tokenizer as tokenizers
 from models import families, prefix
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
@@ -75,11 +74,14 @@ def _hidden(model, batch):
     )
 
 
-def _start(model, batch):
-  if batch.source_length and model.start_id != tokenizers.BOS_ID:
+def _apart(data, batch):
+  is_apart = batch.source_length > 0 and batch.noise is None
+  if is_apart != data.chat.apart:
     raise ValueError(
-      f"model.start_id={model.start_id}: texts are trained on behind the "
-      f"tokenizer's BOS. Give model.start_id={tokenizers.BOS_ID}."
+      f"data.chat.apart={data.chat.apart} with batch.source_length="
+      f"{batch.source_length} and batch.noise={batch.noise}: records of two "
+      "texts go with room for what is read (batch.source_length above 0, no "
+      "batch.noise), for families that read two texts."
     )
 
 
@@ -464,7 +466,7 @@ def _samples(model, eval, generate):
 
 
 _RULES = (
-  _length, _hidden, _start, _split, _ids, _rows, _columns, _states, _parts,
+  _length, _hidden, _apart, _split, _ids, _rows, _columns, _states, _parts,
   _stages, _passes, _sizes, _frozen, _prefix, _ahead, _asked, _examples,
   _compared, _blurred, _mask, _pairs, _written, _optimizer, _rounds, _streamed,
   _measured, _samples,

@@ -12,7 +12,7 @@ from typing import Any
 from jax import numpy as jnp
 
 from models import decode, sampling
-from train.evaluators import metrics, sandbox
+from train.evaluators import metrics, samples, sandbox
 from train.evaluators import subject as subjects
 from train.evaluators.likelihood import Run
 from train.evaluators.subject import Subject
@@ -82,7 +82,8 @@ def write(
   """Continues every prompt.
 
   A text is the same whatever is written beside it: its key is that of its place
-  among the prompts. A prompt that is too long is cut on the left.
+  among the prompts. A prompt that is too long is cut on the left. A model of two
+  texts reads the prompt, and writes the other.
 
   Returns:
     the texts, and how many tokens of each prompt were cut.
@@ -97,7 +98,8 @@ def write(
       f"model's {subject.longest} tokens (model.max_length): lower it."
     )
   tokenizer = subject.tokenizer
-  rows = [tokenizer.prompt(prompt) for prompt in prompts]
+  begun, sources = samples.encode(subject.model, tokenizer, prompts)
+  rows = begun if sources is None else sources
   cut = [max(0, len(row) - room) for row in rows]
   rows = [row[n:] for row, n in zip(rows, cut, strict=True)]
   config, params = decode.unrolled(subject.model, subject.params)
@@ -112,8 +114,17 @@ def write(
     spare = subject.n_rows(length) - len(which)
     chosen = jnp.array([*which, *spare * which[-1:]])
     asked = [rows[i] for i in chosen.tolist()]
+    given = (asked, None)
+    if sources is not None:
+      given = ([begun[0]] * len(asked), asked)
     steps = decode.stream(
-      config, params, asked, settings, tokenizer.end_ids, keys[chosen]
+      config,
+      params,
+      given[0],
+      settings,
+      tokenizer.end_ids,
+      keys[chosen],
+      given[1],
     )
     return _texts(tokenizer, steps, how.stop, len(which))
 
