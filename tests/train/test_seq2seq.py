@@ -49,15 +49,15 @@ COLUMNS = {"source": "document", "target": "summary"}
 BYTES = tokenizers.train(tokenizers.Config(kind="bytes", vocab_size=259), [])
 
 
-def packed(records, form="pairs", columns=None, **shape):
+def packed(records, form="pairs", columns=None, n_rows=2, **shape):
   """One batch of some records, and its examples."""
   settings = encoder.Config(apart=True, columns=columns or {})
   encode = encoder.Encoder(settings, BYTES).example
   examples = [encode(record, form) for record in records]
-  config = pipeline.Config(size=2, packing="whole", **shape)
-  batch = config.blank(2)
+  config = pipeline.Config(size=n_rows, packing="whole", **shape)
+  batch = config.blank(n_rows)
   packer = packing.ApartPacker(examples)
-  for row in range(2):
+  for row in range(n_rows):
     packer.fill(batch, row)
   assert packer.exhausted
   return packing.begun(batch, 0), examples
@@ -98,9 +98,9 @@ def test_rows_hold_pairs_whole_and_a_long_source_keeps_its_end():
   records = [
     {"source": "x" * n, "target": "y" * (n % 7)} for n in (3, 9, 30, 5, 2, 4)
   ]
-  batch, _ = packed(records, length=16, source_length=20)
+  batch, _ = packed(records, n_rows=3, length=16, source_length=20)
   found = []
-  for row in range(2):
+  for row in range(3):
     for segment in range(1, batch.segment_ids[row].max() + 1):
       read = batch.source.tokens[row][batch.source.segment_ids[row] == segment]
       text = batch.targets[row][batch.segment_ids[row] == segment]
@@ -129,7 +129,7 @@ def test_records_of_another_kind_are_told(page):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["t5", "t5_v1_1", "bart"])
 def test_loss_and_gradients_are_those_of_transformers(name):
-  """Of packed pairs, beside their labels, whose shift is theirs."""
+  """Of packed pairs; 5e-6 of the loss, 5e-5 of the largest gradient."""
   torch, hf = (
     pytest.importorskip("torch"),
     pytest.importorskip("benchmarks.parity.hf"),
@@ -175,7 +175,7 @@ def test_loss_and_gradients_are_those_of_transformers(name):
       ours,
       theirs,
       rtol=0,
-      atol=1e-5 * np.abs(theirs).max() + 1e-7,
+      atol=5e-5 * np.abs(theirs).max() + 1e-7,
       err_msg=jax.tree_util.keystr(path),
     )
 
@@ -184,11 +184,11 @@ def test_loss_and_gradients_are_those_of_transformers(name):
 
 @pytest.fixture(scope="module")
 def tuned(page, tmp_path_factory):
-  """A T5 of two steps on hidden spans, finetuned on three pairs."""
+  """A T5 of three steps on hidden spans, finetuned on three pairs."""
   folder = epath.Path(tmp_path_factory.mktemp("t5"))
   made = page().to_dict() | {"model": {**MODEL, "vocab_size": 368}}
   made["batch"] |= {"noise": {"kind": "spans"}, "source_length": 48}
-  made["train"] |= {"steps": 2}
+  made["train"] |= {"steps": 3}
   made["eval"] |= {"final": ()}
   pretrain.main(door.build(made, pretrain.SECTIONS), folder / "base")
 
