@@ -99,7 +99,9 @@ def write(
     )
   tokenizer = subject.tokenizer
   begun, sources = samples.encode(subject.model, tokenizer, prompts)
-  rows = begun if sources is None else sources
+  rows = begun
+  if sources is not None:  # what is written takes no room of what is read
+    rows, room = sources, subject.longest
   cut = [max(0, len(row) - room) for row in rows]
   rows = [row[n:] for row, n in zip(rows, cut, strict=True)]
   config, params = decode.unrolled(subject.model, subject.params)
@@ -128,9 +130,8 @@ def write(
     )
     return _texts(tokenizer, steps, how.stop, len(which))
 
-  batches = subjects.by_length(
-    subject, [len(row) + how.max_tokens for row in rows]
-  )
+  taken = how.max_tokens if sources is None else 0
+  batches = subjects.by_length(subject, [len(row) + taken for row in rows])
   texts = [""] * len(prompts)
   for (_, which), found in zip(batches, run(batches, one_batch), strict=True):
     for i, text in zip(which, found, strict=True):
