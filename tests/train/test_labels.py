@@ -175,6 +175,7 @@ def test_a_decoder_learns_them_too(of, page, decoder, tmp_path, capsys):
   assert "are left out: head/table" in said
 
 
+@pytest.mark.slow
 def test_an_adapter_brings_its_heads_with_it(page, decoder, tmp_path, capsys):
   """A LoRA, resumed to the bit, asked by a task, merged; the base stays."""
   config = config_of(page, decoder, tmp_path, "texts", lora.SECTIONS)

@@ -233,7 +233,9 @@ def test_overfitted_it_writes_the_targets_and_stops(tuned):
 
 def test_it_answers_at_the_terminal(tuned, capsys):
   _, workdir, _ = tuned
-  config = door.build({"generate": {"temperature": 0.0, "max_tokens": 32}}, generate.SECTIONS)
+  config = door.build(
+    {"generate": {"temperature": 0.0, "max_tokens": 32}}, generate.SECTIONS
+  )
   with flagsaver.flagsaver(prompt=[r["document"] for r in RECORDS]):
     generate.main(config, workdir)
   out = capsys.readouterr().out
