@@ -1,7 +1,7 @@
 """Adapters of peft, in and out: LoRA, rsLoRA, DoRA, IA3.
 
-    python -m convert.peft export --checkpoint=runs/lora --out=runs/theirs
-    python -m convert.peft import --src=runs/theirs --checkpoint=runs/smollm2 \
+    python -m convert.peft export --checkpoint=runs/lora --out=runs/peft
+    python -m convert.peft import --src=runs/peft --checkpoint=runs/smollm2 \
       --out=runs/adapter
 
 Theirs is adapter_config.json and adapter_model.safetensors. export takes a run
