@@ -148,7 +148,8 @@ def test_b_alone_steps_faster_with_lora_plus(page, ragged_batch):
       config, sections={**config.sections, **changed}
     )
     split, layout = parts.make(config), meshes.place(None)
-    objective = choice.make(config.objective, config.model, None)
+    edges = np.zeros((2, config.model.vocab_size), bool)
+    objective = choice.make(config.objective, config.model, edges)
     optimizer, _ = run.make_step(config, config.model, layout, objective)
     params = families.init(config.model, jax.random.key(0))
     trained, frozen = split.split(params, jax.random.key(1))
