@@ -15,6 +15,7 @@ UNUSED    patterns of what files hold and the model does not
 import difflib
 import re
 from types import ModuleType
+from typing import Any
 
 from convert.names import (
   bart,
@@ -26,6 +27,7 @@ from convert.names import (
   falcon,
   gemma,
   gpt,
+  labels,
   llama,
   longformer,
   mamba2,
@@ -89,13 +91,25 @@ def of(config: families.Config) -> ModuleType:
 def rows(config: families.Config) -> tuple[Row, ...]:
   """Which tensor of theirs is which of ours."""
   names = of(config)
-  return names.rows(config) if hasattr(names, "rows") else names.ROWS
+  own = names.rows(config) if hasattr(names, "rows") else names.ROWS
+  return (*own, *labels.rows(config))
+
+
+def theirs(config: families.Config) -> dict[str, Any]:
+  """The keys of config.json.
+
+  Raises:
+    ValueError: none of their architectures is this model.
+  """
+  return labels.theirs(config, of(config).theirs(config))
 
 
 def in_files(config: families.Config) -> tuple[Row, ...]:
   """The rows of a config's family as their files have them."""
   names = of(config)
-  return names.in_files(config) if hasattr(names, "in_files") else rows(config)
+  if not hasattr(names, "in_files"):
+    return rows(config)
+  return (*names.in_files(config), *labels.rows(config))
 
 
 def unused(config: families.Config) -> re.Pattern:
@@ -123,13 +137,13 @@ def read(settings: Settings) -> families.Config:
     )
   classes = kinds[kind].KINDS[kind]
   for architecture in settings.take("architectures", None) or ():
-    if architecture not in classes:
+    if labels.plain(architecture, classes) not in classes:
       raise ValueError(
         f"config.json is of architecture {architecture!r}; of {kind} this house "
         f"has {' and '.join(classes)}."
       )
   try:
-    config = kinds[kind].ours(settings)
+    config = labels.ours(settings, kinds[kind].ours(settings), classes)
   except TypeError as error:
     raise ValueError(
       f"config.json holds a value of a wrong type: {error}."

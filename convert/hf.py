@@ -118,7 +118,7 @@ def give(
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"{out} is there and not empty: give another --out.")
   config = checkpoint.config(path)
-  settings = catalogue.of(config).theirs(config)
+  settings = catalogue.theirs(config)
   source = arrays.Source(path / "params")
   places = tensors.Places(config)
   pieces = tensors.pieces(config, catalogue.in_files(config))

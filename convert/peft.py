@@ -25,7 +25,7 @@ from convert import bundle, catalogue, shards, tensors, verbs
 from convert.names.row import Row
 from data import tokenizer as tokenizers
 from models import adapters, arrays, card, checkpoint, families, manifest
-from models.layers import stack
+from models.layers import heads, stack
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE = "base_model.model."
@@ -36,8 +36,10 @@ _READ = {
   "task_type", "base_model_name_or_path", "inference_mode", "init_lora_weights",
   "init_ia3_weights", "peft_version", "revision", "auto_mapping",
   "ensure_weight_tying", "exclude_modules", "layers_to_transform",
-  "layers_pattern", "megatron_core", "qalora_group_size",
+  "layers_pattern", "megatron_core", "modules_to_save", "qalora_group_size",
 }  # fmt: skip
+# What their heads are for.
+_TASKS = {"texts": "SEQ_CLS", "tokens": "TOKEN_CLS"}
 # What these say where nobody asked for anything.
 _NEUTRAL = {
   "bias": "none",
@@ -72,9 +74,14 @@ def give(path: epath.Path, out: epath.Path) -> int:
     raise ValueError(f"{out} is there and not empty: give another --out.")
   c = door.build(settings, checkpoint.ADAPTED)
   mine = _apart(dict(arrays.read(path / "params")))
+  saved = {n: mine.pop(n) for n in [*mine] if adapters.WHOLE in mine[n]}
+  pieces = {piece.parts[0].name: piece for piece in _heads(c.model)}
   rows = _rows(c.model)
   places = tensors.Places(dataclasses.replace(c.model, scanned=True))
-  theirs: dict[str, np.ndarray] = {}
+  theirs = {
+    f"{_BEFORE}{pieces[name].theirs}": pieces[name].join([own[adapters.WHOLE]])
+    for name, own in saved.items()
+  }
   modules: dict[str, tuple[str, Row, str]] = {}
   for name, own in mine.items():
     module, row = _module(rows, name, c.model)
@@ -87,6 +94,10 @@ def give(path: epath.Path, out: epath.Path) -> int:
     }
   out.mkdir(parents=True, exist_ok=True)
   said = _their_config(c, modules)
+  if saved:
+    whole = {pieces[name].theirs.rpartition(".")[0] for name in saved}
+    said["modules_to_save"] = sorted(whole)
+    said["task_type"] = _TASKS[c.model.heads.kinds[0]]
   (out / _CONFIG).write_text(json.dumps(said, indent=2))
   data = safetensors.numpy.save(theirs, metadata={"format": "pt"})
   (out / _WEIGHTS).write_bytes(data)
@@ -114,11 +125,21 @@ def take(src: epath.Path, base: epath.Path, out: epath.Path) -> adapters.Config:
   except (ValueError, TypeError, OSError) as error:
     raise ValueError(f"{src} has no {_CONFIG} to read: {error}.") from error
   _check(src, settings)
-  found = _own(shards.tensors(src / _WEIGHTS), _rows(model), src)
+  there = shards.tensors(src / _WEIGHTS)
+  model = _answering(model, settings, there)
+  pieces = {f"{_BEFORE}{p.theirs}": p for p in _heads(model)}
+  saved = {key: there[key] for key in pieces if key in there}
+  rest = {key: x for key, x in there.items() if key not in saved}
+  found = _own(rest, _rows(model), src)
   scanned = dataclasses.replace(model, scanned=True)
   places = tensors.Places(scanned)
   sizes = tensors.shapes(dataclasses.replace(model, scanned=False))
-  parts, paths, reading = [], set(), set()
+  paths, reading = set(), set()
+  parts = [
+    (f"{pieces[key].parts[0].name}/{adapters.WHOLE}", (), x)
+    for key, tensor in saved.items()
+    for x in pieces[key].split(tensor.read())
+  ]
   for name, (row, theirs) in found.items():
     shape = sizes[name].shape
     leaf, index = places.of(tensors.Part(name, shape))
@@ -163,6 +184,37 @@ def _apart(flat: dict[str, np.ndarray]) -> dict[str, Own]:
     place, _, name = path.rpartition("/")
     found.setdefault(place, {})[name] = x
   return found
+
+
+def _heads(model: families.Config) -> list[tensors.Piece]:
+  """Their tensors for what an adapter trains whole."""
+  if not families.answers(model):
+    return []
+  found = tensors.pieces(model, catalogue.in_files(model))
+  return [p for p in found if p.parts[0].name.startswith("heads/")]
+
+
+def _answering(
+  model: families.Config, settings: Mapping[str, Any], there: Mapping[str, Any]
+) -> families.Config:
+  """The model with the heads that an adapter of theirs brings.
+
+  Raises:
+    ValueError: these are no heads for labels.
+  """
+  saved = settings.get("modules_to_save") or []
+  if not saved or families.answers(model):
+    return model
+  kinds = {task: kind for kind, task in _TASKS.items()}
+  kind = kinds.get(settings.get("task_type"))
+  found = [x for key, x in there.items() if key.endswith(f"{saved[0]}.weight")]
+  if len(saved) > 1 or kind is None or len(found) != 1:
+    raise ValueError(
+      f"modules_to_save={saved} with task_type={settings.get('task_type')!r}: "
+      "one head, for labels of texts or of tokens, is known here."
+    )
+  labels = heads.Labels(kinds=(kind,), n_labels=found[0].shape[0])
+  return dataclasses.replace(model, heads=labels)
 
 
 def _rows(model: families.Config) -> dict[str, tuple[str, Row]]:

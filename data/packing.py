@@ -12,11 +12,15 @@ In pairs (BERT, arXiv 1810.04805) a segment is BOS, a part of a document, EOS,
 what follows or a part of another document, EOS. Nothing is shifted: the target of
 its first token is 1 where the second part comes from elsewhere.
 
+Apart (T5, BART) a segment is the text that an example asks for, and the segment
+of the same number in the row of sources the text that it is about.
+
 Where a part of the texts is hidden (data/corrupt.py), a segment is what was made
 of a part of a document, as long as the row has room for, and begins with BOS.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,9 +81,32 @@ def place(
   batch.positions[here] = np.arange(n)
 
 
+def place_source(
+  batch: Batch, row: int, filled: int, segment: int, read: np.ndarray
+) -> None:
+  """Writes what an encoder reads behind what a row of sources holds."""
+  here = np.s_[row, filled : filled + len(read)]
+  batch.source.tokens[here] = read
+  batch.source.segment_ids[here] = segment
+  batch.source.positions[here] = np.arange(len(read))
+
+
 def piece_of(whole: Example, start: int, n: int) -> Example:
   """The tokens of an example from there on, at most n."""
   return Example(*(x[start : start + n] for x in whole))
+
+
+def begun(batch: Batch, start_id: int) -> Batch:
+  """The same texts, which begin with what a model of two texts begins them with."""
+  is_first = (batch.positions == 0) & (batch.segment_ids > 0)
+  return batch.replace(tokens=np.where(is_first, start_id, batch.tokens))
+
+
+def parted(whole: Example) -> tuple[np.ndarray, Example]:
+  """What is read of an example of two texts, and what is written."""
+  n_read = int(whole.weights.argmax())
+  written = piece_of(whole, n_read, len(whole.tokens))
+  return whole.tokens[:n_read], written
 
 
 class Packer:
@@ -143,6 +170,13 @@ class Packer:
     return self._first + self._n_done * self._step
 
 
+class Filled(NamedTuple):
+  """Tokens that a row holds, and that its row of sources does."""
+
+  n: int
+  n_read: int
+
+
 class WholePacker(Packer):
   """Fills rows with documents that fit them; those that do not wait.
 
@@ -169,21 +203,19 @@ class WholePacker(Packer):
   def fill(self, batch: Batch, row: int) -> list[int]:
     """Writes one row, as `Packer.fill` does; padding is what no waiting fits."""
     indices: list[int] = []
-    filled, length = 0, batch.tokens.shape[1]
+    filled, length = Filled(0, 0), batch.tokens.shape[1]
 
     def fits(index: int, start: int) -> bool:
       nonlocal filled
-      piece = piece_of(self._document(index), start, length)
-      n = len(piece.tokens)
-      if filled + n > length:
+      found = self._put(batch, row, filled, len(indices) + 1, index, start)
+      if found is None:
         return False
       indices.append(index)
-      place(batch, row, filled, len(indices), piece)
-      filled += n
+      filled = found
       return True
 
     self._held = [waiting for waiting in self._held if not fits(*waiting)]
-    while filled < length and len(self._held) < N_HELD:
+    while filled.n < length and len(self._held) < N_HELD:
       if self._index >= len(self._documents):
         break
       following = self._next(length)
@@ -192,6 +224,24 @@ class WholePacker(Packer):
     waiting = {index for index, _ in self._held} | {self._index}
     self._known = {i: x for i, x in self._known.items() if i in waiting}
     return indices
+
+  def _put(
+    self,
+    batch: Batch,
+    row: int,
+    filled: Filled,
+    segment: int,
+    index: int,
+    start: int,
+  ) -> Filled | None:
+    """Writes a document behind what a row holds; None: it has no room."""
+    length = batch.tokens.shape[1]
+    piece = piece_of(self._document(index), start, length)
+    end = filled.n + len(piece.tokens)
+    if end > length:
+      return None
+    place(batch, row, filled.n, segment, piece)
+    return Filled(end, 0)
 
   def _next(self, length: int) -> tuple[int, int]:
     """The next document, or piece of a plain text, that no row has had."""
@@ -208,6 +258,34 @@ class WholePacker(Packer):
     if index not in self._known:
       self._known[index] = example.of(self._documents[index], self._ends)
     return self._known[index]
+
+
+class ApartPacker(WholePacker):
+  """The same of examples of two texts; both have to fit.
+
+  Of a source that is longer than a row the end stays, which says that it ends.
+  """
+
+  def _put(
+    self,
+    batch: Batch,
+    row: int,
+    filled: Filled,
+    segment: int,
+    index: int,
+    start: int,
+  ) -> Filled | None:
+    length, source_length = batch.tokens.shape[1], batch.source.tokens.shape[1]
+    read, written = parted(self._document(index))
+    if len(read) > source_length:
+      read = np.concatenate([read[: source_length - 1], read[-1:]])
+    written = piece_of(written, 0, length)
+    end = Filled(filled.n + len(written.tokens), filled.n_read + len(read))
+    if end.n > length or end.n_read > source_length:
+      return None
+    place(batch, row, filled.n, segment, written)
+    place_source(batch, row, filled.n_read, segment, read)
+    return end
 
 
 class PairPacker(Packer):
@@ -339,10 +417,7 @@ class NoisyPacker(Packer):
     text = pair.target
     if batch.source is not None:
       read = np.concatenate([pair.source, self._eos])
-      here = np.s_[row, n_read : n_read + len(read)]
-      batch.source.tokens[here] = read
-      batch.source.segment_ids[here] = segment
-      batch.source.positions[here] = np.arange(len(read))
+      place_source(batch, row, n_read, segment, read)
       n_read += len(read)
     else:
       text = np.concatenate([pair.source, text])

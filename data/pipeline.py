@@ -50,11 +50,11 @@ class Config:
         f"length={self.length} with packing='pairs': a row has no room for a "
         f"pair. Give {packing.ROOM} or more."
       )
-    if self.source_length and self.noise is None:
+    if self.source_length and self.noise is None and self.packing != "whole":
       raise ValueError(
         f"source_length={self.source_length} with noise=None: what an encoder "
         'reads is text of which something is hidden. Give noise.kind="spans" or '
-        "another."
+        'another; or, of records with a text to read, packing="whole".'
       )
     if self.noise is None:
       return
@@ -161,6 +161,8 @@ class TrainBatches:
     self._corpora = corpora
     self._documents = mixture.shuffled(corpora, weights, seed)
     make, args = PACKERS.get(config.packing, packing.Packer), ()
+    if config.source_length:
+      make = packing.ApartPacker
     if config.packing == "pairs":
       args = (seed,)
     if noise is not None:
@@ -300,18 +302,22 @@ def eval_batches(
     yield batch
 
 
-def noisy_eval_batches(
+def paired_eval_batches(
   config: Config,
   corpora: Sequence[store.Corpus],
   rows: Sequence[int],
-  noise: corrupt.Noise,
+  noise: corrupt.Noise | None,
 ) -> Iterator[Batch]:
-  """As `eval_batches`, of texts of which a part is hidden.
+  """As `eval_batches`, of texts of which a part is hidden, or of two texts.
 
   What is hidden depends on a document's place alone. How much a row holds is
   known once it is made: every host makes the rows of all, and keeps its own.
   """
-  packer = packing.NoisyPacker(mixture.joined(corpora), noise, seed=0)
+  documents = mixture.joined(corpora)
+  if noise is None:
+    packer = packing.ApartPacker(documents)
+  else:
+    packer = packing.NoisyPacker(documents, noise, seed=0)
   places = {row: i for i, row in enumerate(rows)}
   while not packer.exhausted:
     batch = config.blank(len(places))
@@ -353,8 +359,13 @@ def _whole_batches(
     yield batch
 
 
-def n_cut(corpora: Sequence[store.Corpus], length: int) -> tuple[int, int]:
+def n_cut(corpora: Sequence[store.Corpus], config: Config) -> tuple[int, int]:
   """Examples that are longer than a row, whose ends are lost, and examples."""
+  length, n_read = config.length, config.source_length
+  if n_read and config.noise is None:
+    pairs = (packing.parted(c[i]) for c in corpora for i in range(len(c)))
+    is_cut = [len(s) > n_read or len(t.tokens) > length for s, t in pairs]
+    return sum(is_cut), len(is_cut)
   lengths = [corpus.lengths for corpus in corpora if corpus.is_examples]
   joined = np.concatenate([np.zeros(0, np.int64), *lengths])
   return int((joined > length).sum()), len(joined)

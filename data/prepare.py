@@ -77,6 +77,11 @@ class Config:
         f"data.weights={self.weights} has {len(self.weights)} shares for"
         f" {len(self.sources)} sources: give one each, or none."
       )
+    if self.chat.apart and not {*self.formats} <= formats_lib.APART:
+      raise ValueError(
+        f"data.formats={self.formats} with data.chat.apart=True: a text to read "
+        f"and one to write have {', '.join(sorted(formats_lib.APART))}."
+      )
     if len(self.formats) not in (1, len(self.sources)):
       raise ValueError(
         f"data.formats={self.formats} has {len(self.formats)} formats for"
@@ -183,7 +188,8 @@ def _tokenizer(
     sample(config, tokenizer_config.sample_bytes)
   ) as texts:
     tokenizer = tokenizer_lib.train(tokenizer_config, texts)
-  if config.chat.template or formats_lib.SPOKEN & {*config.formats}:
+  speaks = formats_lib.SPOKEN & {*config.formats} and not config.chat.apart
+  if config.chat.template or speaks:
     tokenizer = encoder.talking(config.chat, tokenizer)
   tokenizer.save(journal.folder)
   journal.append({"tokenizer": tokenizer.fingerprint})

@@ -68,7 +68,7 @@ def main(config: door.Config, workdir: epath.Path) -> None:
   )
   measured = [next(batches) for _ in range(N_MEASURED)]
   print(summary(config.batch, measured))
-  n_cut, n_examples = pipeline.n_cut(store.train, config.batch.length)
+  n_cut, n_examples = pipeline.n_cut(store.train, config.batch)
   if n_examples:
     print(
       f"{n_cut} of {n_examples} examples are longer than a row and lose their"

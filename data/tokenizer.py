@@ -125,6 +125,14 @@ class Tokenizer(abc.ABC):
     """The ids that a model continues a text from; never none."""
     return [*self.start, *self.encode(text)] or [self.bos_id]
 
+  def whole(self, text: str) -> list[int]:
+    """A text that an encoder reads, or that is written about one, and its end.
+
+    It begins as the house does from which the tokenizer came; ours with nothing.
+    """
+    start = self.start if SETTINGS in self.beside else ()
+    return [*start, *self.encode(text), self.eos_id]
+
   @functools.cached_property
   def end_ids(self) -> list[int]:
     """The ids that end a text: EOS, and what generation_config.json adds."""

@@ -3,7 +3,8 @@
 An adapter is a transformation of the tree of parameters: at some paths it puts
 a typed weight (models/weights.py), which holds the base's leaf and its own. Its
 own leaves are a tree of dicts: stack/layers/block_0/attention/q/a, and so on.
-Prompts and prefixes (models/prefix.py) lie beside the parameters instead.
+Prompts and prefixes (models/prefix.py) lie beside the parameters instead. Heads
+that know labels are trained whole, and are the adapter's: heads/texts/w/whole.
 
 LoRA: arXiv 2106.09685.  Scaled by sqrt(R): 2312.03732.  DoRA: 2402.09353.
 PiSSA: 2404.02948.  LoRA+: 2402.12354.  IA3: 2205.05638.  QLoRA: 2305.14314.
@@ -28,6 +29,8 @@ from models.prefix import Prefix, Prompt
 from models.weights import LoraArray, ScaledArray, Weight
 
 Own = dict[str, Any]  # the leaves that an adapter has at one path, by name
+WHOLE = "whole"  # the one leaf of a path that is trained whole
+_HEADS = "heads"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,8 +239,10 @@ def own_axes(config: Config, model: families.Config) -> tuple[Any, Any]:
     begun = jax.eval_shape(functools.partial(config.begin, model), shapes, key)
     return {prefix.NAME: {n: (None,) * x.ndim for n, x in begun.items()}}, {}
   flat = traverse_util.flatten_dict(axes, sep="/")
-  found = {p: config.axes(flat[p], p) for p in chosen(config, axes)}
-  return _two_trees(found)
+  found = {
+    p: config.axes(flat[p], p) for p in chosen(config, beneath(model, axes))
+  }
+  return _two_trees({**found, **_whole(model, axes)})
 
 
 def begin(
@@ -257,7 +262,7 @@ def begin(
   names = traverse_util.flatten_dict(axes, sep="/")
   held = traverse_util.flatten_dict(base, sep="/")
   found = {}
-  for i, path in enumerate(chosen(config, axes)):
+  for i, path in enumerate(chosen(config, beneath(model, axes))):
     of = names[path]
     own = jax.random.fold_in(key, i)
     w = blockwise.stacked(of, weights.dense)(held[path])
@@ -267,7 +272,7 @@ def begin(
       found[path] = jax.vmap(one)(w, own)
     else:
       found[path] = _one(config, of, path, w, own)
-  return _two_trees(found)
+  return _two_trees({**found, **_whole(model, base)})
 
 
 def own(config: Config, model: families.Config) -> tuple[Any, Any]:
@@ -309,7 +314,10 @@ def join(
     mine.setdefault(place, {})[name] = leaf
   for i, (path, leaf) in enumerate(sorted(mine.items())):
     each = None if key is None else jax.random.fold_in(key, i)
-    flat[path] = config.wrap(flat[path], leaf, names[path], path, each)
+    if WHOLE in leaf:
+      flat[path] = leaf[WHOLE]
+    else:
+      flat[path] = config.wrap(flat[path], leaf, names[path], path, each)
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -318,6 +326,12 @@ def merge(axes: Any, params: Any) -> Any:
   return leaves.map(
     lambda names, w: blockwise.stacked(names, weights.dense)(w), axes, params
   )
+
+
+def beneath(model: families.Config, tree: dict[str, Any]) -> dict[str, Any]:
+  """Of parameters, or of a tree like them, what a base holds for an adapter."""
+  own = (_HEADS,) if families.answers(model) else ()
+  return {name: part for name, part in tree.items() if name not in own}
 
 
 def hold(base: Base, axes: Any, params: Any) -> Any:
@@ -357,10 +371,19 @@ def speeds(config: Config, model: families.Config) -> Any:
   names = traverse_util.flatten_dict(axes, sep="/")
   flat = traverse_util.flatten_dict(trained, sep="/")
   found = {
-    path: config.speed(path.rpartition("/")[2], names[path.rpartition("/")[0]])
+    path: 1.0 if name == WHOLE else config.speed(name, names[place])
     for path in flat
+    for place, _, name in [path.rpartition("/")]
   }
   return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _whole(model: families.Config, tree: Any) -> dict[str, tuple[Own, Own]]:
+  """What of a tree is trained whole, at each path."""
+  if not families.answers(model):
+    return {}
+  flat = traverse_util.flatten_dict({_HEADS: tree[_HEADS]}, sep="/")
+  return {path: ({WHOLE: x}, {}) for path, x in flat.items()}
 
 
 def _is_in_blocks(names: Names) -> bool:

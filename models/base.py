@@ -19,7 +19,8 @@ from models import arrays, checkpoint, families, manifest
 from models.layers import stack
 from sharding.rules import Layout
 
-_HEADS = "heads/"  # a base may lack those of an encoder, or have others
+_HEADS = "heads/"  # a base may lack these, or have others
+_WORDS = "head/table"  # which a decoder lacks that has others
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,8 @@ def read(
     if name.startswith(_HEADS)
     and (name not in there or there[name].shape != leaf.shape)
   }
-  spare = {n for n in there if n.startswith(_HEADS)} - {*wanted} | {*fresh}
+  spare = {n for n in there if n.startswith((_HEADS, _WORDS))} - {*wanted}
+  spare |= {*fresh}
   for names, what in (
     (spare & {*there}, f"heads of {path} that are left out"),
     ({*fresh}, f"heads that {path} does not have, drawn anew"),

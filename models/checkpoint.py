@@ -117,7 +117,9 @@ def _with_adapter(
   there, params = load(base, layout, dtype)
   if getattr(there, "scanned", False) and not c.model.scanned:
     params = stack.apart(params)
-  axes = families.axes(c.model)
+  # The base may lack the heads that the adapter brings, or have others.
+  axes = adapters.beneath(c.model, families.axes(c.model))
+  params = {name: params[name] for name in axes}
   own, own_axes = adapters.own(c.adapter, c.model)
   wanted = _placed(own, own_axes, layout, "float32")
   own = arrays.restore(path / "params", wanted)

@@ -32,7 +32,7 @@ from sharding import context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(decoder.Config):
   """Sizes as in the papers; parameters are fp32 whatever `dtype` is."""
 
   vocab_size: Count

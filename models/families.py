@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 from flax.core import meta
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models import (
   bart,
@@ -124,17 +124,27 @@ def _boxed(config: Config, key: Array) -> Params:
   one = jnp.zeros((1, 1), jnp.int32)
   source = {"source": (one, one, one)} if reads(config, "source") else {}
   params = build(config).init(key, one, one, one, **source)["params"]
-  if kinds := _heads(config):
+  if kinds(config):
     hidden, made = jnp.zeros((1, 1, config.d_model)), {}
-    for kind in kinds:
+    for kind in kinds(config):
       made |= _head(config).init(key, hidden, kind)["params"]
     params["heads"] = made
   return params
 
 
 def is_causal(config: Config) -> bool:
-  """Whether a token sees those before it alone; what is not cannot write."""
+  """Whether a token sees those before it alone."""
   return getattr(config, "causal", True)
+
+
+def writes(config: Config) -> bool:
+  """Whether the model says which token comes next."""
+  return is_causal(config) and not kinds(config)
+
+
+def kinds(config: Config) -> tuple[heads.Kind, ...]:
+  """What heads there are beside that of the next token, or in its place."""
+  return config.heads.kinds if hasattr(config, "heads") else ()
 
 
 def head(params: Params) -> Weight | Biased:
@@ -157,6 +167,11 @@ def whole_head(config: Config, params: Params) -> Weight | Biased:
   return whole(head(params))
 
 
+def answers(config: Config) -> bool:
+  """Whether a head of the model knows labels, which no pretraining taught it."""
+  return not {*kinds(config)}.isdisjoint(("texts", "tokens"))
+
+
 def asked(
   config: Config,
   params: Params,
@@ -172,9 +187,9 @@ def asked(
   Raises:
     ValueError: the model has no such head.
   """
-  if kind not in _heads(config):
+  if kind not in kinds(config):
     raise ValueError(
-      f"the model has no head {kind!r}, but {', '.join(_heads(config)) or 'none'}"
+      f"the model has no head {kind!r}, but {', '.join(kinds(config)) or 'none'}"
       ": name it in model.heads.kinds."
     )
   return _head(config).apply(
@@ -186,6 +201,24 @@ def asked(
   )
 
 
+def of_texts(
+  config: Config,
+  params: Params,
+  hidden: Float[Array, "B T D"],
+  positions: Int[Array, "B T"],
+  segment_ids: Int[Array, "B T"],
+  key: Array | None = None,
+) -> Float[Array, "B T W"]:
+  """What the head of texts says, at the first token of each; else as `asked`.
+
+  Where a token sees those before it alone, it is what the last one says.
+  """
+  scores = asked(config, params, "texts", hidden, key)
+  if is_causal(config):
+    scores = heads.last(scores, positions, segment_ids)
+  return scores
+
+
 def logits(
   config: Config, params: Params, hidden: Float[Array, "B T D"]
 ) -> Float[Array, "B T V"]:
@@ -193,7 +226,7 @@ def logits(
 
   A decoder's are of the next token, an encoder's of the token itself.
   """
-  if hasattr(config, "heads"):
+  if not writes(config):
     hidden = asked(config, params, "words", hidden)
   return score(scoring(config), hidden, head(params))
 
@@ -224,12 +257,10 @@ def score(
   return how.softcap * jnp.tanh(logits / how.softcap)
 
 
-def _heads(config: Config) -> tuple[heads.Kind, ...]:
-  return config.heads.kinds if hasattr(config, "heads") else ()
-
-
-def _head(config: Config) -> heads.Head:
+def _head(config: Config) -> heads.Head | heads.Scores:
   c = config
+  if is_causal(c):
+    return heads.Scores(c.heads, c.dropout, jnp.dtype(c.dtype))
   return heads.Head(
     c.heads,
     c.activation,

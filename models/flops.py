@@ -113,9 +113,9 @@ def _n_matmul(
   )
   if reads:
     return round(total)
-  kinds = config.heads.kinds if hasattr(config, "heads") else ("words",)
-  n_scored = config.vocab_size * config.d_model if "words" in kinds else 0
-  return round(total) + n_scored
+  if families.writes(config) or "words" in families.kinds(config):
+    total += config.vocab_size * config.d_model
+  return round(total)
 
 
 def _of_source(names: list[str]) -> bool:

@@ -21,7 +21,7 @@ from models.layers.norm import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(decoder.Config):
   """Sizes as in the paper; parameters are fp32 whatever `dtype` is."""
 
   vocab_size: Count = 50_257

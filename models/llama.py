@@ -21,7 +21,7 @@ from models.layers.mlp import MLP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(decoder.Config):
   """Sizes as in the papers; parameters are fp32 whatever `dtype` is."""
 
   vocab_size: Count

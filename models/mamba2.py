@@ -16,7 +16,7 @@ from models.layers import decoder, position, ssm, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(decoder.Config):
   """Sizes as in the paper; parameters are fp32 whatever `dtype` is."""
 
   vocab_size: Count

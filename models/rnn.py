@@ -18,7 +18,7 @@ from models.layers import decoder, position, recurrent, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(recurrent.Kept):
+class Config(recurrent.Kept, decoder.Config):
   """All layers are as wide as the embedding; parameters are fp32."""
 
   vocab_size: Count

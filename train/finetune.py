@@ -1,5 +1,8 @@
 """Goes on training a checkpoint: on conversations, instructions, labels, text.
 
+A model of two texts learns to write the one about the other:
+data.chat.apart=True, with the formats pairs, instruction and completion.
+
     python -m train.finetune --config=configs/finetune_functions.py \\
       --workdir=runs/finetuned
 
@@ -31,11 +34,14 @@ def main(config: door.Config, workdir: epath.Path) -> int:
     path = epath.Path(config.base.path)
     if path.exists():  # a run that goes on needs it no more
       setup.check_tokenizer(path, s.store)
-    n_cut, n = pipeline.n_cut(s.store.train, config.batch.length)
+    n_cut, n = pipeline.n_cut(s.store.train, config.batch)
     if n:
+      longest = f"batch.length={config.batch.length}"
+      if n_read := config.batch.source_length:
+        longest += f" or batch.source_length={n_read}"
       session.say(
-        f"{n:,} examples, {n_cut} of which are longer than batch.length="
-        f"{config.batch.length} and lose their ends"
+        f"{n:,} examples, {n_cut} of which are longer than {longest} and lose "
+        "their ends"
       )
     edges = s.store.tokenizer.word_edges
     objective = choice.make(config.objective, s.model, edges)

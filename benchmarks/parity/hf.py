@@ -131,7 +131,7 @@ def _count_loads(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def build(config: families.Config) -> torch.nn.Module:
   """Their model with the weights of `cases.params`, in fp32."""
-  kind, *_ = catalogue.of(config).theirs(config)["architectures"]
+  kind, *_ = catalogue.theirs(config)["architectures"]
   model = getattr(transformers, kind)._from_config(
     their_config(config), attn_implementation="eager"
   )
@@ -160,7 +160,7 @@ def _refuse(name: str, gradient: torch.Tensor) -> None:
 
 def their_config(config: families.Config) -> transformers.PretrainedConfig:
   """Our Config as theirs; a padding token would have no gradient."""
-  settings = {**catalogue.of(config).theirs(config), "pad_token_id": None}
+  settings = {**catalogue.theirs(config), "pad_token_id": None}
   return transformers.AutoConfig.for_model(
     **{k: v for k, v in settings.items() if k != "architectures"}
   )

@@ -54,7 +54,7 @@ def lines() -> dict[Line, list[str]]:
   """The rows of all cases, and the cases of each."""
   found: dict[tuple[str, str], list[str]] = {}
   for name, config in cases.CASES.items():
-    theirs = catalogue.of(config).theirs(config)["architectures"][0]
+    theirs = catalogue.theirs(config)["architectures"][0]
     found.setdefault((theirs, families.name(config)), []).append(name)
   return {
     Line(*key, len(names), _converts(names)): names
@@ -67,7 +67,7 @@ def _converts(names: list[str]) -> str:
   for name in names:
     config = cases.CASES[name]
     try:
-      catalogue.read(Settings(catalogue.of(config).theirs(config)))
+      catalogue.read(Settings(catalogue.theirs(config)))
     except ValueError:
       refused.append(name)
   return f"yes; not {', '.join(refused)}" if refused else "yes"

@@ -2,7 +2,8 @@
 
 Of a conversation, the assistant's answers are learnt, each with the token that
 ends it; of a completion, all behind the prompt, and EOS. Of a preference, the
-chosen answer: `Encoder.pair` gives both.
+chosen answer: `Encoder.pair` gives both. Apart, for a model of two texts, what is
+written is learnt, and what is read lies before it up to its own EOS.
 """
 
 import dataclasses
@@ -35,6 +36,8 @@ class Config:
   labels: tuple[
     str, ...
   ] = ()  # names of classes, in the order of their numbers
+  # Whether one text is read and another written, both as they are (T5, BART).
+  apart: bool = False
 
   def __post_init__(self):
     fields.check(self)
@@ -45,6 +48,12 @@ class Config:
       raise ValueError(
         f"columns={self.columns}: {', '.join(sorted(unknown))} is no column of "
         f"ours; those are {', '.join(sorted(known))}."
+      )
+    if self.apart and (self.template or self.system or self.today):
+      raise ValueError(
+        f"apart=True takes texts as they are, and template={self.template!r}, "
+        f"system={self.system!r}, today={self.today!r} would make one of them: "
+        "leave these out."
       )
     if len({*self.labels}) < len(self.labels):
       raise ValueError(f"labels={self.labels} names one twice.")
@@ -93,6 +102,8 @@ class Encoder:
       ValueError: it is none of that format, or the template refuses it.
     """
     record = formats.named(record, form, self._config.columns)
+    if self._config.apart:
+      return self._apart(*formats.two_texts(record, form))
     if form == "labels":
       return self._labelled(record["text"], record["label"])
     if form == "tokens":
@@ -190,11 +201,18 @@ class Encoder:
     learnt = [x.stop > len(prompt) for x in places]
     return _shifted(ids, [*(False for _ in begin), *learnt, True])
 
+  def _apart(self, read: str, written: str) -> Example:
+    """BOS, which a model's own start takes the place of, parts the two."""
+    t = self._tokenizer
+    source, text = t.whole(read), t.whole(written)
+    is_learnt = [False] * (len(source) + 1) + [True] * len(text)
+    return _shifted([*source, t.bos_id, *text], is_learnt)
+
   def _labelled(self, text: Any, label: Any) -> Example:
     if not isinstance(text, str) or not text:
       raise ValueError(f"the text is {text!r:.80}, and has to be one")
     t = self._tokenizer
-    ids = np.array([t.bos_id, *t.encode(text), t.eos_id], np.int32)
+    ids = np.array([*t.prompt(text), t.eos_id], np.int32)
     targets, weights = np.zeros((2, len(ids)), np.int32)
     targets[0], weights[0] = self._target(label), 1
     return Example(ids, targets, weights)
@@ -206,7 +224,7 @@ class Encoder:
     if not len(words) == len(labels) > 0:
       raise ValueError(f"{len(words)} words have {len(labels)} labels")
     t = self._tokenizer
-    ids, asked = [t.bos_id], {}
+    ids, asked = [*t.start], {}
     for i, (word, label) in enumerate(zip(words, labels, strict=True)):
       asked[len(ids)] = self._target(label)
       ids += t.encode(f" {word}" if i else word)

@@ -35,6 +35,8 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
   "tokens": (("words", "labels"), ()),
 }
 assert {"text", *COLUMNS} == {*get_args(Format)}
+# Formats that have a text to read and another to write.
+APART = {"instruction", "completion", "pairs"}
 # Formats of which a template makes text.
 SPOKEN = {"instruction", "chat", "pairs"}
 ROLES = ("system", "user", "assistant", "tool")
@@ -92,6 +94,28 @@ def conversation(record: Mapping[str, Any], form: Format) -> list[Message]:
   if system := record.get("system"):
     said = messages([{"role": "system", "content": system}, *said])
   return said
+
+
+def two_texts(record: Mapping[str, Any], form: Format) -> tuple[str, str]:
+  """What is read and what is written, of a record that `named` gave.
+
+  Raises:
+    ValueError: they are no texts, or there is nothing to read.
+  """
+  if form == "pairs":
+    read, written = [record["source"]], record["target"]
+  elif form == "completion":
+    read, written = [record["prompt"]], record["completion"]
+  else:  # instruction
+    names = ("system", "instruction", "input")
+    read = [record[name] for name in names if record.get(name)]
+    written = record["output"]
+  for text in (*read, written):
+    if not isinstance(text, str):
+      raise ValueError(f"{text!r:.80} is no text")
+  if not any(read):
+    raise ValueError("there is nothing to read")
+  return "\n\n".join(read), written
 
 
 def messages(found: Any) -> list[Message]:

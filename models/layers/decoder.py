@@ -5,6 +5,7 @@ what happens before and after them.
 Parallel branches: GPT-J; PaLM, arXiv 2204.02311.
 """
 
+import dataclasses
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -14,12 +15,20 @@ from jaxtyping import Array, Float, Int
 from models.cache import Cache, LayerCache
 from models.layers import mask, position, stack
 from models.layers.embed import Table, lookup
+from models.layers.heads import Labels
 from models.layers.norm import RMSNorm
 from models.layers.position import Rotary
 
 # How attention and feed-forward come to the residual stream: one after the
 # other, side by side with a norm each, or side by side behind one norm.
 Branches = Literal["sequential", "parallel", "shared"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What any of them may have in the place of the head of words."""
+
+  heads: Labels = Labels()
 
 
 class Block(nn.Module):
@@ -96,7 +105,7 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B T D"], Cache | None]:
     c = self.config
     table = Table(c.vocab_size, c.d_model, std=self.embed_std, name="embed")()
-    if not c.tied:
+    if not (c.tied or c.heads.kinds):
       Table(c.vocab_size, c.d_model, name="head")()
     x = lookup(table, tokens, jnp.dtype(c.dtype))
     x = self.enter(x, positions, deterministic)

@@ -1,7 +1,8 @@
 """What a model is asked for at its end, of every token.
 
-What is asked of a text as a whole is read off its first token, and what is asked
-of a text's meaning is the mean of its tokens (Sentence-BERT, arXiv 1908.10084).
+What is asked of a text as a whole is read off its first token, or off its last
+one where a token sees those before it alone; what is asked of a text's meaning is
+the mean of its tokens (Sentence-BERT, arXiv 1908.10084).
 """
 
 import dataclasses
@@ -29,13 +30,11 @@ _OF_TEXTS = ("pooled", "texts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """Which heads there are, and of what size."""
+class Labels:
+  """The heads of a model that reads one way; with any, it writes no words."""
 
-  kinds: tuple[Kind, ...] = ("words",)
+  kinds: tuple[Literal["texts", "tokens"], ...] = ()
   n_labels: Count = 2  # of texts and of tokens
-  # Of the vector for the text; relu in DistilBERT, gelu_tanh in BigBird.
-  pooling: Literal["tanh", *ACTIVATIONS] = "tanh"
 
   def __post_init__(self):
     fields.check(self)
@@ -46,6 +45,15 @@ class Config:
         f"n_labels={self.n_labels} with kinds={self.kinds}: only texts and "
         "tokens have labels. Leave it out, or ask for one of them."
       )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Labels):
+  """Which heads there are, and of what size."""
+
+  kinds: tuple[Kind, ...] = ("words",)
+  # Of the vector for the text; relu in DistilBERT, gelu_tanh in BigBird.
+  pooling: Literal["tanh", *ACTIVATIONS] = "tanh"
 
 
 class Head(nn.Module):
@@ -85,6 +93,27 @@ class Head(nn.Module):
     return Affine(n, dtype, jnp.dtype("float32"), True, name=kind)(x)
 
 
+class Scores(nn.Module):
+  """As `Head`, straight off what the last layer says; of texts without a bias."""
+
+  config: Labels
+  dropout: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    hidden: Float[Array, "B T D"],
+    kind: Kind,
+    deterministic: bool = True,
+  ) -> Float[Array, "B T W"]:
+    """Scores of the labels in fp32."""
+    x = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
+    width, fp32 = self.config.n_labels, jnp.dtype("float32")
+    biased = kind == "tokens"
+    return Affine(width, self.dtype, fp32, True, biased, name=kind)(x)
+
+
 class Affine(nn.Module):
   """x W + b."""
 
@@ -92,6 +121,7 @@ class Affine(nn.Module):
   dtype: jnp.dtype
   out_dtype: jnp.dtype | None = None  # None: `dtype`
   is_labels: bool = False  # what comes out; else as wide as the model
+  biased: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T W"]:
@@ -99,6 +129,8 @@ class Affine(nn.Module):
     shape, axes = (x.shape[-1], self.width), ("embed", of_w)
     w = weight(self, "w", shape, axes, dtype=self.dtype)
     y = einsum("BTD,DW->BTW", x, w, self.dtype, self.out_dtype)
+    if not self.biased:
+      return y
     return add_bias(y, vector(self, "bias", (self.width,), (of_bias,)))
 
 
@@ -115,3 +147,22 @@ def mean(
     return (total / jnp.maximum(count, 1))[segments_T]
 
   return jax.vmap(of_row)(hidden.astype(jnp.float32), segment_ids)
+
+
+def last(
+  x: Float[Array, "B T W"],
+  positions: Int[Array, "B T"],
+  segment_ids: Int[Array, "B T"],
+) -> Float[Array, "B T W"]:
+  """For every token what the last one of its segment has, in whatever order."""
+  length = x.shape[1]
+
+  def of_row(x_TW, positions_T, segments_T):
+    most_S = jax.ops.segment_max(positions_T, segments_T, length + 1)
+    is_last_T = jnp.equal(positions_T, most_S[segments_T])
+    # One of each segment; padding, where there may be several, says nothing.
+    places_T = jnp.where(is_last_T, jnp.arange(length), 0)
+    place_S = jax.ops.segment_max(places_T, segments_T, length + 1)
+    return x_TW[place_S[segments_T]]
+
+  return jax.vmap(of_row)(x, positions, segment_ids)

@@ -347,7 +347,7 @@ def test_heldout_texts_come_once_on_any_hosts(store):
   made = config.noise_of(store.tokenizer)
 
   def batches(rows):
-    return list(pipeline.noisy_eval_batches(config, store.heldout, rows, made))
+    return list(pipeline.paired_eval_batches(config, store.heldout, rows, made))
 
   whole, half = batches(range(4)), batches([1, 3])
   assert len(whole) == len(half) > 1

@@ -201,7 +201,10 @@ def test_what_is_longer_than_a_row_is_cut_and_counted(store):
   lengths = [len(corpus[i].tokens) for i in range(len(corpus))]
   n_long = sum(n > 48 for n in lengths)
   assert 0 < n_long < len(lengths)
-  assert pipeline.n_cut(store.train, 48) == (n_long, len(lengths))
+  assert pipeline.n_cut(store.train, pipeline.Config(length=48)) == (
+    n_long,
+    len(lengths),
+  )
   starts = {
     tuple(x[:48].tobytes() for x in corpus[i]) for i in range(len(corpus))
   }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,10 +11,14 @@ from etils import epath
 from jax import numpy as jnp
 
 from configs import door
-from models import base, bert, checkpoint, families
+from convert import merge
+from models import arrays, base, bert, checkpoint, families
 from models.layers import heads
-from train import finetune, pretrain
+from sharding import mesh
+from train import finetune, lora, pretrain
 from train.core import conflicts
+from train.evaluators import labels as evaluators
+from train.evaluators import subject, task
 from train.objectives import labels
 
 TINY = dict(
@@ -102,7 +107,15 @@ def encoder(page, tmp_path_factory):
   return checkpoint.find(workdir)
 
 
-def config_of(page, encoder, tmp_path, of):
+@pytest.fixture(scope="module")
+def decoder(page, tmp_path_factory):
+  """A Llama of four steps with a head of words of its own."""
+  workdir = epath.Path(tmp_path_factory.mktemp("llama"))
+  pretrain.main(page(train={"steps": 4}), workdir)
+  return checkpoint.find(workdir)
+
+
+def config_of(page, encoder, tmp_path, of, sections=None):
   path = tmp_path / "rows.jsonl"
   form = "tokens" if of == "tokens" else "labels"
   rows = RECORDS[{"texts": "labels"}.get(of, of)]
@@ -124,7 +137,10 @@ def config_of(page, encoder, tmp_path, of):
   made["optim"] |= {"lr": 3e-3}
   made["train"] |= {"steps": 80, "eval_every_steps": 80}
   made["eval"] = {"during": ("objective",), "final": ("objective",)}
-  return door.build(base.fill(made, [])[0], finetune.SECTIONS)
+  sections = sections or finetune.SECTIONS
+  if "adapter" in sections:
+    made["adapter"] = {"paths": ("*/attention/[qv]", "*/mlp/*"), "rank": 8}
+  return door.build(base.fill(made, [])[0], sections)
 
 
 @pytest.mark.slow
@@ -135,12 +151,102 @@ def test_what_can_be_told_is_learnt(of, page, encoder, tmp_path):
   conflicts.check(config)
   workdir = epath.Path(tmp_path) / "run"
   finetune.main(config, workdir)
+  assert_learnt(workdir, of)
+
+
+def assert_learnt(workdir, of):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   found = {k: v for line in lines for k, v in json.loads(line).items()}
   if of == "measure":
     assert found["heldout_loss"] < 0.0125  # 0.25 says nothing
   else:
     assert found["heldout_accuracy"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["texts", "measure"])
+def test_a_decoder_learns_them_too(of, page, decoder, tmp_path, capsys):
+  config = config_of(page, decoder, tmp_path, of)
+  workdir = epath.Path(tmp_path) / "run"
+  finetune.main(config, workdir)
+  assert_learnt(workdir, of)
+  said = capsys.readouterr().out
+  assert "does not have, drawn anew: heads/texts/w" in said
+  assert "are left out: head/table" in said
+
+
+@pytest.mark.slow
+def test_an_adapter_brings_its_heads_with_it(page, decoder, tmp_path, capsys):
+  """A LoRA, resumed to the bit, asked by a task, merged; the base stays."""
+  config = config_of(page, decoder, tmp_path, "texts", lora.SECTIONS)
+  conflicts.check(config)
+  workdir = epath.Path(tmp_path) / "run"
+  train = dataclasses.replace(config.train, steps=40, eval_every_steps=40)
+  kept = dataclasses.replace(config.checkpoint, every_steps=30)
+  sections = {**config.sections, "train": train, "checkpoint": kept}
+  config = dataclasses.replace(config, sections=sections)
+  lora.main(config, workdir)
+  assert_learnt(workdir, "texts")
+  own = dict(arrays.read(checkpoint.find(workdir) / "params"))
+  assert {n for n in own if not n.endswith(("/a", "/b"))} == {
+    "heads/texts/w/whole"
+  }
+  again = epath.Path(tmp_path) / "again"
+  shutil.copytree(workdir / "checkpoints/30", again / "checkpoints/30")
+  lora.main(config, again)
+  for name, x in arrays.read(checkpoint.find(again) / "params"):
+    np.testing.assert_array_equal(x, own[name], err_msg=name)
+
+  merge.merge(workdir, epath.Path(tmp_path) / "merged")
+  rows = epath.Path(tmp_path) / "asked.jsonl"
+  lines = [{"sentence": f"it is {w} 3", "label": int(w in WORDS[:2])}
+           for w in WORDS]  # fmt: skip
+  rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  said = []
+  for path in (workdir, epath.Path(tmp_path) / "merged"):
+    who = subject.load(path, mesh.Config(data=1, fsdp=8))
+    one = task.load(f"configs/tasks/sst2.py:rows={rows}")
+    found = evaluators.ask(who, one, lambda batches, do: map(do, batches))
+    said.append([record["logits"] for record in found])
+    # data.chat.labels are yes and no, the task's against and for.
+    assert [r["said"] for r in found] == [0, 0, 1, 1]
+  np.testing.assert_allclose(*said, rtol=0, atol=1e-5)
+
+
+def test_padding_and_neighbours_say_nothing_of_a_text(tiny):
+  """Packed, padded on either side or in another order, a text is the same."""
+  config = dataclasses.replace(
+    tiny, heads=heads.Labels(kinds=("texts",), n_labels=3)
+  )
+  params = families.init(config, jax.random.key(0))
+  text = np.arange(40, 47)
+
+  def ask(tokens, positions, segments):
+    rows = [
+      jnp.asarray(x, jnp.int32)[None] for x in (tokens, positions, segments)
+    ]
+    hidden, _ = families.build(config).apply({"params": params}, *rows)
+    return families.of_texts(config, params, hidden, *rows[1:])[0]
+
+  places, zeros, ones = np.arange(7), np.zeros(5), np.ones(7)
+  alone = ask(text, places, ones)
+  assert np.abs(np.diff(alone, axis=0)).max() == 0  # each of its tokens has it
+  right = ask([*text, *zeros], [*places, *zeros], [*ones, *zeros])
+  left = ask([*zeros, *text], [*zeros, *places], [*zeros, *ones])
+  packed = ask(
+    [*(text[:5] + 9), *text], [*range(5), *places], [*(zeros + 1), *(ones + 1)]
+  )
+  for found in (right[0], left[5], packed[5]):
+    np.testing.assert_allclose(found, alone[0], rtol=0, atol=1e-6)
+  assert np.abs(packed[0] - alone[0]).max() > 1e-3
+  order = np.random.default_rng(0).permutation(12)
+  shuffled = [np.array(x)[order] for x in (
+    [*(text[:5] + 9), *text], [*range(5), *places], [*(zeros + 1), *(ones + 1)]
+  )]  # fmt: skip
+  last = heads.last(jnp.asarray(packed)[None][:, order], *(
+    jnp.asarray(x, jnp.int32)[None] for x in shuffled[1:]
+  ))  # fmt: skip
+  np.testing.assert_array_equal(last[0], packed[order])
 
 
 def test_labels_that_do_not_fit_the_head_are_told(page, encoder, tmp_path):

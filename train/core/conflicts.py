@@ -9,17 +9,13 @@ import math
 
 from configs import door
 from data import corrupt
-from data import tokenizer as tokenizers
 from models import families, prefix
-from models.layers import heads
 from sharding import context, pipeline, rules
 from sharding import mesh as meshes
 from train.core import optim as optimizers
 from train.core import parts, staged, track
 from train.core import schedule as schedules
 from train.objectives import labels, mlm
-
-_NONE = heads.Config(kinds=())
 
 
 def check(config: door.Config, n_devices: int | None = None) -> None:
@@ -78,11 +74,14 @@ def _hidden(model, batch):
     )
 
 
-def _start(model, batch):
-  if batch.source_length and model.start_id != tokenizers.BOS_ID:
+def _apart(data, batch):
+  is_apart = batch.source_length > 0 and batch.noise is None
+  if is_apart != data.chat.apart:
     raise ValueError(
-      f"model.start_id={model.start_id}: texts are trained on behind the "
-      f"tokenizer's BOS. Give model.start_id={tokenizers.BOS_ID}."
+      f"data.chat.apart={data.chat.apart} with batch.source_length="
+      f"{batch.source_length} and batch.noise={batch.noise}: records of two "
+      "texts go with room for what is read (batch.source_length above 0, no "
+      "batch.noise), for families that read two texts."
     )
 
 
@@ -239,6 +238,11 @@ def _asked(model, objective):
       "objective.name=mlm."
     )
   if not is_masked:
+    if model_heads := families.kinds(model):
+      raise ValueError(
+        f"objective.name=lm asks for words, and model.heads.kinds={model_heads}: "
+        "give model.heads.kinds=(), or objective.name=labels."
+      )
     return
   wanted = ("words", "texts") if objective.pair_weight else ("words",)
   if missing := {*wanted} - {*model.heads.kinds}:
@@ -259,11 +263,11 @@ def _asked(model, objective):
 
 
 def _labelled(model, objective):
-  if objective.head not in (kinds := getattr(model, "heads", _NONE).kinds):
+  if objective.head not in (kinds := families.kinds(model)):
     raise ValueError(
       f"objective.name=labels with of={objective.of!r} asks the head "
       f"{objective.head!r}, and model.heads.kinds={kinds}: name it there, of a "
-      "family that has heads (bert and its kin)."
+      "family that has heads (of decoders and of bert and its kin)."
     )
   if objective.of == "measure" and model.heads.n_labels != 1:
     raise ValueError(
@@ -353,9 +357,12 @@ def _pairs(model, batch, objective):
 
 def _written(model, eval):
   writes = {"perplexity", "samples", "python"} & {*eval.during, *eval.final}
-  if writes and not families.is_causal(model):
+  if writes and not families.writes(model):
+    why = "reads both ways"
+    if families.is_causal(model):
+      why = f"has heads of its own (model.heads.kinds={model.heads.kinds})"
     raise ValueError(
-      f"{families.name(model)} reads both ways and cannot write: leave "
+      f"{families.name(model)} {why} and cannot write: leave "
       f"{', '.join(sorted(writes))} out of eval.during and eval.final, and take "
       "objective."
     )
@@ -463,7 +470,7 @@ def _tracked(log):
 
 
 _RULES = (
-  _length, _hidden, _start, _split, _ids, _rows, _columns, _states, _parts,
+  _length, _hidden, _apart, _split, _ids, _rows, _columns, _states, _parts,
   _stages, _passes, _sizes, _frozen, _prefix, _ahead, _asked, _examples,
   _compared, _blurred, _mask, _pairs, _written, _optimizer, _rounds, _streamed,
   _measured, _samples, _tracked,

@@ -119,12 +119,12 @@ def adapted(
   Raises:
     ValueError: a path that cannot be adapted so.
   """
-  axes = families.axes(model)
+  axes = adapters.beneath(model, families.axes(model))
   trained_axes, kept_axes = adapters.own_axes(adapter, model)
 
   def split(params, key):
-    held = adapters.hold(base, axes, params)
-    trained, kept = adapters.begin(adapter, model, held, key)
+    held = adapters.hold(base, axes, adapters.beneath(model, params))
+    trained, kept = adapters.begin(adapter, model, {**params, **held}, key)
     return trained, Frozen(kept, held)
 
   def join(params, frozen, key):

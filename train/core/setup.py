@@ -9,7 +9,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from configs import door
-from data import pipeline, prepare, store
+from data import packing, pipeline, prepare, store
 from data import tokenizer as tokenizers
 from data.batch import Batch
 from models import attention_kernels, checkpoint, families, flops, manifest
@@ -63,6 +63,8 @@ class Setup:
     Columns go into the order of the layout; a host may hold some of them only.
     """
     rows, layout = self.rows, self.layout
+    if batch.source is not None:
+      batch = packing.begun(batch, self.model.start_id)
 
     def place(x):
       shape = (self.batch.size, x.shape[1])
@@ -89,8 +91,9 @@ class Setup:
   def heldout(self) -> Iterator[Batch]:
     """The held-out documents, once, as global batches on the devices."""
     config, corpora = self.batch, self.store.heldout
-    if noise := config.noise_of(self.store.tokenizer):
-      batches = pipeline.noisy_eval_batches(config, corpora, self.rows, noise)
+    noise = config.noise_of(self.store.tokenizer)
+    if noise or config.source_length:
+      batches = pipeline.paired_eval_batches(config, corpora, self.rows, noise)
     else:
       batches = pipeline.eval_batches(
         corpora, config.size, config.length, self.rows

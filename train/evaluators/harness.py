@@ -14,7 +14,7 @@ padded to few lengths, in batches over the mesh.
 
 from typing import Any
 
-from train.evaluators import likelihood, texts, writing
+from train.evaluators import likelihood, samples, texts, writing
 from train.evaluators.subject import Subject
 from train.evaluators.task import Writing
 
@@ -53,7 +53,8 @@ def make(subject: Subject) -> Any:
         groups.setdefault(settings(request.args[1]), []).append(i)
       for how, which in groups.items():
         asked = [requests[i].args[0] for i in which]
-        prompts = [subject.tokenizer.prompt(prompt) for prompt in asked]
+        begun, sources = samples.encode(subject.model, subject.tokenizer, asked)
+        prompts = sources or begun
         written, _ = writing.write(subject, prompts, how, likelihood.at_once)
         for i, text in zip(which, written, strict=True):
           found[i] = text

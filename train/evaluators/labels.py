@@ -23,8 +23,8 @@ def ask(subject: Subject, task: Task, run: Run) -> list[dict[str, Any]]:
     ValueError: the model has another number of labels, or no such head.
   """
   n_options = {len(item.options) for item in task.items}
-  heads = getattr(subject.model, "heads", None)
-  n_labels = getattr(heads, "n_labels", 0)
+  model = subject.model
+  n_labels = model.heads.n_labels if "texts" in families.kinds(model) else 0
   if n_options != {n_labels}:
     raise ValueError(
       f"{task.name} has {sorted(n_options)} labels, and the model {n_labels} "
@@ -68,7 +68,7 @@ def ask(subject: Subject, task: Task, run: Run) -> list[dict[str, Any]]:
 
 
 def _ids(subject: Subject, text: str) -> list[int]:
-  """A text as encoders read it: with its end."""
+  """A text as it was read in training: with its end."""
   return [*subject.tokenizer.prompt(text), subject.tokenizer.eos_id]
 
 
@@ -80,7 +80,7 @@ def scorer(model: families.Config) -> Callable[..., Any]:
   @jax.jit
   def score(params, tokens, positions, segments):
     hidden, _ = module.apply({"params": params}, tokens, positions, segments)
-    # What is asked of a text is read off its first token.
-    return families.asked(model, params, "texts", hidden)[:, 0]
+    said = families.of_texts(model, params, hidden, positions, segments)
+    return said[:, 0]  # a text's answer stands at its first token
 
   return score

@@ -45,30 +45,6 @@ def rows(first: epath.Path, second: epath.Path) -> list[Row]:
   return found
 
 
-def written(
-  first: epath.Path, second: epath.Path
-) -> list[tuple[str, str, str]]:
-  """A prompt, and what either wrote, for every item of tasks of both.
-
-  Raises:
-    ValueError: neither wrote anything that the other did, too.
-  """
-  left, right = exam.read(first), exam.read(second)
-  found = [
-    (a["prompt"], a["texts"][0], b["texts"][0])
-    for title in left
-    if title in right
-    for a, b in zip(left[title][1], right[title][1], strict=True)
-    if "texts" in a
-  ]
-  if not found:
-    raise ValueError(
-      f"{first} and {second} have no written answers to the same task: measure "
-      "one such as configs/tasks/gsm8k.py."
-    )
-  return found
-
-
 def _compared(name, of_a, of_b) -> tuple:
   sides = [metrics.over(name, records) for records in (of_a, of_b)]
   everything = np.arange(len(of_a))

@@ -14,7 +14,7 @@ def encode(
   """What `decode.generate` takes as prompts, and as sources."""
   if not families.reads(model, "source"):
     return [tokenizer.prompt(prompt) for prompt in prompts], None
-  read = [[*tokenizer.encode(prompt), tokenizer.eos_id] for prompt in prompts]
+  read = [tokenizer.whole(prompt) for prompt in prompts]
   return [[model.start_id] for _ in prompts], read
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from jax import numpy as jnp
 
-from models import decode, sampling
-from train.evaluators import metrics, sandbox, spoken
+from models import decode, families, sampling
+from train.evaluators import metrics, samples, sandbox, spoken
 from train.evaluators import subject as subjects
 from train.evaluators.likelihood import Run
 from train.evaluators.subject import Subject
@@ -30,7 +30,8 @@ def ask(subject: Subject, task: Task, run: Run) -> list[dict[str, Any]]:
   if task.config.spoken:
     rows = spoken.prompts(subject, prompts)
   else:
-    rows = [subject.tokenizer.prompt(prompt) for prompt in prompts]
+    begun, sources = samples.encode(subject.model, subject.tokenizer, prompts)
+    rows = sources or begun
   texts, cut = write(subject, rows, how, run)
   records = []
   for i, item in enumerate(task.items):
@@ -86,7 +87,8 @@ def write(
   """Continues the ids of every prompt.
 
   A text is the same whatever is written beside it: its key is that of its place
-  among the prompts. A prompt that is too long is cut on the left.
+  among the prompts. A prompt that is too long is cut on the left. A model of two
+  texts reads the prompt, and writes the other.
 
   Returns:
     the texts, and how many tokens of each prompt were cut.
@@ -101,6 +103,9 @@ def write(
       f"model's {subject.longest} tokens (model.max_length): lower it."
     )
   tokenizer = subject.tokenizer
+  is_read = families.reads(subject.model, "source")
+  if is_read:  # what is written takes no room of what is read
+    room = subject.longest
   cut = [max(0, len(row) - room) for row in prompts]
   rows = [row[n:] for row, n in zip(prompts, cut, strict=True)]
   config, params = decode.unrolled(subject.model, subject.params)
@@ -115,14 +120,20 @@ def write(
     spare = subject.n_rows(length) - len(which)
     chosen = jnp.array([*which, *spare * which[-1:]])
     asked = [rows[i] for i in chosen.tolist()]
+    begun = [[config.start_id]] * len(asked) if is_read else asked
     steps = decode.stream(
-      config, params, asked, settings, tokenizer.end_ids, keys[chosen]
+      config,
+      params,
+      begun,
+      settings,
+      tokenizer.end_ids,
+      keys[chosen],
+      asked if is_read else None,
     )
     return _texts(tokenizer, steps, how.stop, len(which))
 
-  batches = subjects.by_length(
-    subject, [len(row) + how.max_tokens for row in rows]
-  )
+  taken = 0 if is_read else how.max_tokens
+  batches = subjects.by_length(subject, [len(row) + taken for row in rows])
   texts = [""] * len(prompts)
   for (_, which), found in zip(batches, run(batches, one_batch), strict=True):
     for i, text in zip(which, found, strict=True):

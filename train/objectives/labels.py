@@ -1,8 +1,9 @@
 """Labels of texts or of their tokens, or a number for a text.
 
 Where the batch's weights ask, the target is the number of a class, or, of
-`measure`, the bits of a float32. What is asked of a text is asked of its first
-token.
+`measure`, the bits of a float32. What is asked of a text is asked at its first
+token; a decoder answers at the last, which has read all of it (as GPT, Radford
+et al. 2018). Texts begin and end with the tokenizer's tokens for that.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from configs import fields
 from configs.ranges import Fraction
 from data.batch import Batch
 from models import families
+from train.objectives import lm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def make(config: Config, model: families.Config):
   module = families.build(model)
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
-    hidden_BTD, _ = module.apply(
+    (hidden_BTD, _), sown = module.apply(
       {"params": params},
       batch.tokens,
       batch.positions,
@@ -58,8 +60,13 @@ def make(config: Config, model: families.Config):
       **batch.beside,
       deterministic=key is None,
       rngs=None if key is None else {"dropout": key},
+      mutable=lm.SOWN,
     )
-    scores_BTW = families.asked(model, params, config.head, hidden_BTD, key)
+    if config.head == "texts":
+      places = batch.positions, batch.segment_ids
+      scores_BTW = families.of_texts(model, params, hidden_BTD, *places, key)
+    else:
+      scores_BTW = families.asked(model, params, "tokens", hidden_BTD, key)
     weight = batch.weights.sum()
     if config.of == "measure":
       wanted = jax.lax.bitcast_convert_type(batch.targets, jnp.float32)
@@ -73,6 +80,7 @@ def make(config: Config, model: families.Config):
       is_hit = jnp.equal(scores_BTW.argmax(-1), batch.targets)
       found = {"accuracy": ((is_hit * batch.weights).sum(), weight)}
     loss = (loss_BT * batch.weights).sum()
-    return loss, weight, {"loss": (loss, weight), **found}
+    metrics = {"loss": (loss, weight), **found, **lm.figures(sown)}
+    return loss + weight * lm.beside(model, sown), weight, metrics
 
   return objective

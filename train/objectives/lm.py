@@ -29,6 +29,7 @@ from models.weights import Weight
 from sharding import context, rules
 from sharding.rules import constrain
 
+SOWN = ("losses", "figures")  # what layers tell of themselves
 _NAMES = ("objective", "loss", "accuracy")
 Sums = dict[str, Float[Array, ""]]
 
@@ -54,7 +55,6 @@ def make(config: Config, model: families.Config):
 
   A key of None evaluates: no dropout, and the next token alone.
   """
-  is_sown = ("losses", "figures")
 
   def objective(params: Any, batch: Batch, key: PRNGKeyArray | None):
     looks_ahead = key is not None and config.ahead_weight > 0
@@ -68,7 +68,7 @@ def make(config: Config, model: families.Config):
         **batch.beside,
         deterministic=key is None,
         rngs=None if key is None else {"dropout": key},
-        mutable=(*is_sown, "ahead") if looks_ahead else is_sown,
+        mutable=(*SOWN, "ahead") if looks_ahead else SOWN,
       )
     how, head = families.scoring(model), families.whole_head(model, params)
     loss, sums = cross_entropy(
@@ -84,9 +84,7 @@ def make(config: Config, model: families.Config):
       )
       loss += config.ahead_weight * further
       metrics["ahead_loss"] = (sums["loss"], weights.sum())
-    # A mean over tokens and layers: it weighs as much as the tokens do.
-    extra = sum(x.sum() for x in jax.tree.leaves(sown.get("losses", {})))
-    return loss + weight * extra / model.n_layers, weight, metrics
+    return loss + weight * beside(model, sown), weight, metrics
 
   return objective
 
@@ -120,6 +118,12 @@ def one_further(
   segments, behind = batch.segment_ids, context.following
   is_last = jnp.not_equal(segments, behind(segments))
   return behind(batch.targets), jnp.where(is_last, 0.0, behind(batch.weights))
+
+
+def beside(model: families.Config, sown: Any) -> Array | float:
+  """What the layers' own losses add to that of a token: their mean."""
+  extra = sum(x.sum() for x in jax.tree.leaves(sown.get("losses", {})))
+  return extra / model.n_layers
 
 
 def figures(sown: Any) -> dict[str, tuple[Array, Array]]:
