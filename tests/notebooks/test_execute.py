@@ -24,6 +24,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLANTED = law.Law(1.5, 30.0, 60.0, 0.30, 0.28)
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS")  # of the suite: eight virtual ones
+
+
 def run(name: str, **values) -> tuple[str, list[bytes]]:
   """What a notebook prints and draws."""
   found = execute.with_parameters(execute.read(name), values)
