@@ -185,7 +185,8 @@ class _Lane:
     self._queue.put((act, *arguments))
 
   def wait(self) -> None:
-    """Blocks until what is queued is written."""
+    """Blocks until what is queued can be read back."""
+    self.put(self.sink.flush)
     written = threading.Event()
     self.put(written.set)
     written.wait()
