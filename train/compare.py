@@ -64,28 +64,15 @@ def show(first: str, second: str) -> int:
 
 
 def tell(first: str, second: str, n: str) -> int:
-  """Prints what both wrote about the first items.
-
-  Raises:
-    ValueError: as `pairs.written`; n is no number of items.
-  """
-  if not n.isdigit() or n == "0":
-    raise ValueError(f"texts: {n!r} is no number of items: give 1 or more.")
-  written = pairs.written(epath.Path(first), epath.Path(second))
-  for prompt, *both in written[: int(n)]:
-    print(pairs.beside(prompt, (first, second), both))
+  """Prints what both wrote about the first items."""
+  print(pairs.told(epath.Path(first), epath.Path(second), n), end="")
   return 0
 
 
 def have_judged(first: str, second: str, address: str, model: str) -> int:
-  """Has a judge read all that both wrote.
-
-  Raises:
-    ValueError: as `pairs.written`.
-  """
-  ask = judge.client(address, model)
-  written = pairs.written(epath.Path(first), epath.Path(second))
-  verdicts = [judge.judge(ask, *pair) for pair in written]
+  """Has a judge read all that both wrote."""
+  ask, folders = judge.client(address, model), map(epath.Path, (first, second))
+  verdicts = [judge.judge(ask, *pair) for pair in pairs.written(*folders)]
   path = epath.Path(second) / "preferences.jsonl"
   durable.write_text(path, judge.lines(verdicts, first, second))
   for name, value in judge.score(verdicts)._asdict().items():

@@ -95,7 +95,17 @@ def written(
   return found
 
 
-def beside(prompt: str, names: Sequence[str], texts: Sequence[str]) -> str:
-  """A prompt, and what each wrote, for a terminal."""
-  parts = zip(("asked", *names), (prompt, *texts), strict=True)
-  return "".join(f"--- {name}\n{text.strip()}\n" for name, text in parts)
+def told(first: epath.Path, second: epath.Path, n: str) -> str:
+  """What both wrote about the first n items, for a terminal.
+
+  Raises:
+    ValueError: as `written`; n is no number of items.
+  """
+  if not n.isdigit() or n == "0":
+    raise ValueError(f"texts: {n!r} is no number of items: give 1 or more.")
+  names = ("asked", str(first), str(second))
+  return "".join(
+    f"--- {name}\n{text.strip()}\n"
+    for texts in written(first, second)[: int(n)]
+    for name, text in zip(names, texts, strict=True)
+  )
