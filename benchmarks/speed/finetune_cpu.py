@@ -5,11 +5,11 @@
 SmolLM2-135M with 6 of its 30 layers, random weights, fp32, batch 4 x 256; LoRA
 of rank 8 on every matrix. Each of the four is a process of its own, with a
 thread for each core that this one may use (`taskset -c 0` leaves one; on a busy
-machine the seconds of the processor are those to compare then). They train in turns, on the same tokens from the same
-weights, and the first losses must agree. Memory is the most that a process had,
-with what it imports and compiles. The base of QLoRA
-is counted whole, its tables in fp32 with the rest that is not in blocks, also
-for Llama 3 8B. The last line is JSON. Needs the extra `parity`.
+machine the seconds of the processor are those to compare then). They train in
+turns, on the same tokens from the same weights, and the first losses must
+agree. Memory is the most that a process had, with what it imports and compiles.
+The base of QLoRA is counted whole, its tables in fp32 with the rest that is not
+in blocks, also for Llama 3 8B. The last line is JSON. Needs the extra `parity`.
 """
 
 import json
