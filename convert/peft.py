@@ -207,8 +207,10 @@ def _answering(
     return model
   kinds = {task: kind for kind, task in _TASKS.items()}
   kind = kinds.get(settings.get("task_type"))
-  found = [x for key, x in there.items() if key.endswith(f"{saved[0]}.weight")]
-  if len(saved) > 1 or kind is None or len(found) != 1:
+  # Theirs names all that a head may be called, and holds the one that is.
+  keys = {f"{_BEFORE}{name}.weight" for name in saved}
+  found = [there[key] for key in keys & there.keys()]
+  if kind is None or len(found) != 1:
     raise ValueError(
       f"modules_to_save={saved} with task_type={settings.get('task_type')!r}: "
       "one head, for labels of texts or of tokens, is known here."
