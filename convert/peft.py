@@ -79,7 +79,9 @@ def give(path: epath.Path, out: epath.Path) -> int:
   rows = _rows(c.model)
   places = tensors.Places(dataclasses.replace(c.model, scanned=True))
   theirs = {
-    f"{_BEFORE}{pieces[name].theirs}": pieces[name].join([own[adapters.WHOLE]])
+    f"{_BEFORE}{pieces[name].theirs}": np.ascontiguousarray(
+      pieces[name].join([own[adapters.WHOLE]])
+    )
     for name, own in saved.items()
   }
   modules: dict[str, tuple[str, Row, str]] = {}

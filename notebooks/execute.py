@@ -1,9 +1,9 @@
 """Executes the notebooks from top to bottom, as `make notebooks` does.
 
     python -m notebooks.execute
-    python -m notebooks.execute --only=quickstart --set=STEPS=20
+    python -m notebooks.execute --notebooks=quickstart --set=STEPS=20
 
-Each is written to --out with all that it showed, its pictures beside it. A
+Each is written to --executed with all that it showed, its pictures beside it. A
 command that fails in a cell fails the notebook, and the exit code is 1. --set
 changes a value of the cell that is tagged `parameters`, in those that have it.
 """
@@ -26,9 +26,11 @@ from absl import app, flags
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.ipynb")))
 
-_ONLY = flags.DEFINE_list("only", [], f"of {', '.join(NAMES)}; all if empty")
+_ONLY = flags.DEFINE_list(
+  "notebooks", [], f"of {', '.join(NAMES)}; all if empty"
+)
 _SET = flags.DEFINE_multi_string("set", [], "NAME=VALUE; may be repeated")
-_OUT = flags.DEFINE_string("out", "runs/notebooks", "folder for what comes out")
+_OUT = flags.DEFINE_string("executed", "runs/notebooks", "folder to write to")
 
 
 def read(name: str) -> nbformat.NotebookNode:
