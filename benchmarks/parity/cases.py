@@ -368,7 +368,7 @@ def batch(config: families.Config) -> Batch:
 
 def asked(config: families.Config) -> tuple[str, ...]:
   """What the model is asked for: a decoder, for words."""
-  return config.heads.kinds if hasattr(config, "heads") else ("words",)
+  return families.kinds(config) or ("words",)
 
 
 def weights_of(kind: str, batch: Batch) -> np.ndarray:
