@@ -136,7 +136,7 @@ def test_what_is_not_said_is_their_default():
   "changes, words",
   [
     ({"model_type": "lama"}, "the nearest is llama"),
-    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
+    ({"architectures": ["LlamaForQuestionAnswering"]}, "LlamaForCausalLM"),
     ({"hidden_act": "gelu"}, 'hidden_act="gelu"'),
     ({"attention_bias": True}, "attention_bias=true"),
     ({"logit_scale": 0.5}, "logit_scale=0.5"),

@@ -169,7 +169,11 @@ def test_both_texts_are_counted():
     ),
     ("spans", dict(batch={"source_length": 65}), "more than model.max_length"),
     ("ul2", dict(model={"vocab_size": 264}), "ids that batch.noise has above"),
-    ("spans", dict(data={"chat": {"apart": True}}), "records of two texts go"),
+    (
+      "spans",
+      dict(data={"formats": ("pairs",), "chat": {"apart": True}}),
+      "records of two texts go",
+    ),
     ("spans", dict(mesh={"data": 4, "context": 2}), "give mesh.context=1"),
     ("spans", dict(mesh={"data": 4, "stage": 2}), "t5 has two"),
     ("spans", dict(batch={"source_length": 12}), "no room for 16 tokens"),
