@@ -42,3 +42,9 @@ def _room():
   maps = pathlib.Path("/proc/self/maps")
   if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
     jax.clear_caches()
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Commands that a test starts see one device, as a laptop has."""
+  monkeypatch.delenv("XLA_FLAGS")

@@ -42,6 +42,7 @@ def _short(command: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_every_command_of_the_readme_runs(tmp_path):
   commands = _commands()
   assert len(commands) >= 20
@@ -58,7 +59,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
       cwd=tmp_path,
       capture_output=True,
       text=True,
-      timeout=600,
+      timeout=1200,
       stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

@@ -18,15 +18,10 @@ nbclient = pytest.importorskip(
   "nbclient", reason="pip install -e '.[notebooks]'"
 )
 execute = pytest.importorskip("notebooks.execute")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLANTED = law.Law(1.5, 30.0, 60.0, 0.30, 0.28)
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  monkeypatch.delenv("XLA_FLAGS")  # of the suite: eight virtual ones
 
 
 def run(name: str, **values) -> tuple[str, list[bytes]]:

@@ -152,6 +152,7 @@ def test_a_wrong_setting_names_its_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_real_run_that_is_killed_goes_on(tmp_path):
   """As a person would: kill -9 of a sweep, and the same command again."""
   command = [
