@@ -48,7 +48,9 @@ CASES = {  # name -> sections that change
   "labels, qlora": dict(
     **LABELS, model=SCORED, adapter=LORA, base={"weights": "nf4"}
   ),
-  "labels of bert, lora": dict(**LABELS, model=BERT, adapter=LORA),
+  "labels of bert, lora": dict(  # its other leaves of attention are vectors
+    **LABELS, model=BERT, adapter={**LORA, "paths": ("*/attention/[qkvo]",)}
+  ),
   "two texts": dict(model=T5),
   "two texts, lora": dict(model=T5, adapter=LORA),
 }
