@@ -37,7 +37,9 @@ def get_config(arg: str = ""):
   )
   config.tokenizer = dict(kind="sentencepiece_bpe", vocab_size=VOCAB)
   config.data = dict(sources=("stdlib",), heldout_fraction=0.02)
-  config.batch = dict(size=4, length=128, n_interleaved=8)
+  # Rows take turns among many files: with few, all runs met a stretch of tables
+  # (encodings/*.py) at the same token, and ended within it or behind it.
+  config.batch = dict(size=4, length=128, n_interleaved=32)
   config.optim = dict(name="adamw", lr=6e-3, weight_decay=0.1, mup_width=64)
   config.schedule = dict(name="cosine")
   config.train = dict(
