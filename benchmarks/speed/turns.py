@@ -2,8 +2,7 @@
 
 A worker answers each line of its input with a line of JSON: the seconds of a
 few steps, on the clock and of the processor, their losses, and the most memory
-it ever had. This module imports
-neither jax nor torch, so that a worker has the one that it uses.
+it ever had. This module imports neither jax nor torch: a worker has its own.
 """
 
 import json

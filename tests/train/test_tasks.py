@@ -3,13 +3,15 @@
 The fixture is made by benchmarks/parity/prompts.py.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
 
 import pytest
 
-from train.evaluators import metrics, options, task, writing
+from configs import door, fields
+from train.evaluators import exam, metrics, options, task, writing
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "configs" / "tasks").glob("[a-z]*.py"))
@@ -202,6 +204,20 @@ def test_a_page_says_how_it_is_asked(path):
   (command,) = re.findall(r"^    python -m train.evaluate .*$", text, re.M)
   assert f"--task=configs/tasks/{path.name}:rows=" in command
   assert re.search(r"arXiv \d{4}\.\d{5}|lm-evaluation-harness", text)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_asks_for_figures_that_there_are(path, monkeypatch):
+  """Before its rows are read; whether or not the tools are installed."""
+  monkeypatch.setattr(metrics, "_TOOLS", {})
+  names, page = door.run_page(path, "", "get_task")
+  config = fields.make(task.Config, page.to_dict(), path.stem)
+  readings = names.get("READINGS", {})
+  made = task.Task(path.stem, config, (), (), readings, "")
+  exam.check(made)
+  wrong = dataclasses.replace(config, metrics=("exact_match_nobody",))
+  with pytest.raises(ValueError, match="'exact_match_nobody' is not known"):
+    exam.check(dataclasses.replace(made, config=wrong))
 
 
 def test_mistakes_are_told(tmp_path):

@@ -174,15 +174,14 @@ def test_rouge_is_that_of_rouge_score():
     assert found["rougeL"] == theirs["rougeL"].fmeasure
 
 
-@pytest.mark.parametrize("module", ["sacrebleu.metrics", "rouge_score"])
-def test_a_tool_that_is_missing_is_named(module, monkeypatch):
+@pytest.mark.parametrize("name", ["bleu", "chrf", *metrics.ROUGE])
+def test_a_tool_that_is_missing_is_named(name, monkeypatch):
   """E5: with the way to have it."""
-  monkeypatch.setitem(sys.modules, module, None)
-  with pytest.raises(ValueError, match="is not installed; pip install"):
-    if module == "rouge_score":
-      metrics.rouge("a", "b")
-    else:
-      metrics.figure("bleu", _records())
+  for tool in ("sacrebleu", "rouge_score"):
+    monkeypatch.setitem(sys.modules, tool, None)
+  told = rf"metric {name}: \w+ is not installed; pip install"
+  with pytest.raises(ValueError, match=told):
+    metrics.check([name], [name])
 
 
 def test_perplexities_are_of_all_texts_together():
@@ -200,3 +199,5 @@ def test_an_unknown_metric_is_told():
   records = [{"said": 0, "right": [0], "scores": {"acc": 1.0}}]
   with pytest.raises(ValueError, match="'bleurt' is not known.*there is acc"):
     metrics.figure("bleurt", records)
+  with pytest.raises(ValueError, match="'bleurt' is not known.*there are acc"):
+    metrics.check(["acc", "bleurt"], ["acc", "mcc"])

@@ -28,12 +28,12 @@ from train.evaluators import (
 from train.evaluators.subject import Subject
 from train.evaluators.task import Task
 
-_KINDS: dict[str, Callable[..., list[metrics.Record]]] = {
-  "choice": options.ask,
-  "text": texts.ask,
-  "writing": writing.ask,
-  "program": writing.ask,
-  "label": labels.ask,
+_KINDS = {
+  "choice": options,
+  "text": texts,
+  "writing": writing,
+  "program": writing,
+  "label": labels,
 }
 Result = dict[str, Any]
 
@@ -60,11 +60,27 @@ class Work:
     return found
 
 
+def check(task: Task) -> None:
+  """Refuses figures that could not be told once all is answered.
+
+  Raises:
+    ValueError: see `metrics.check`.
+  """
+  known = _KINDS[task.config.kind].METRICS
+  read = [f"exact_match_{name}" for name in task.readings]
+  metrics.check(task.config.metrics, [*known, *read])
+
+
 def ask(
   subject: Subject, task: Task, run: likelihood.Run = likelihood.at_once
 ) -> tuple[Result, list[metrics.Record]]:
-  """The figures of a task, and a record for each item."""
-  records = _KINDS[task.config.kind](subject, task, run)
+  """The figures of a task, and a record for each item.
+
+  Raises:
+    ValueError: see `check`.
+  """
+  check(task)
+  records = _KINDS[task.config.kind].ask(subject, task, run)
   found = metrics.figures(task.config.metrics, records)
   result = {
     "task": task.title,

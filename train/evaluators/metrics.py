@@ -5,6 +5,7 @@ MCC, perplexities, BLEU) has the bootstrap's. BLEU and chrF are sacrebleu's, wit
 its signature; ROUGE is rouge-score's.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ from jaxtyping import Int
 from train.evaluators import uncertainty
 
 Record = dict[str, Any]
+ROUGE = ("rouge1", "rouge2", "rougeL")
+_TOOLS = {"bleu": "sacrebleu", "chrf": "sacrebleu"} | dict.fromkeys(
+  ROUGE, "rouge_score"
+)
 
 
 class Figure(NamedTuple):
@@ -25,14 +30,33 @@ class Figure(NamedTuple):
   signature: str = ""  # of the tool that made it
 
 
+def check(names: Sequence[str], known: Sequence[str]) -> None:
+  """Refuses, before anything is asked, what could not be told of the answers.
+
+  Args:
+    names: of figures.
+    known: of those that there are.
+
+  Raises:
+    ValueError: there is no such figure, or what makes it is not installed.
+  """
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f"metrics: {name!r} is not known of such items; of these there are "
+        f"{', '.join(known)}."
+      )
+    tool = _TOOLS.get(name)
+    if tool and importlib.util.find_spec(tool) is None:
+      raise ValueError(
+        f"metric {name}: {tool} is not installed; pip install -e '.[eval]'."
+      )
+
+
 def figures(
   names: Sequence[str], records: Sequence[Record]
 ) -> dict[str, Figure]:
-  """The figures by name, each over all records.
-
-  Raises:
-    ValueError: a name that these records know nothing of.
-  """
+  """The figures by name, each over all records; see `check`."""
   return {name: figure(name, records) for name in names}
 
 
@@ -53,7 +77,7 @@ def over(name: str, records: Sequence[Record]) -> uncertainty.Statistic:
   """The figure as a function of which records it is over.
 
   Raises:
-    ValueError: as `figures`.
+    ValueError: these records know nothing of it.
   """
   if name in records[0]["scores"]:
     values = np.array([r["scores"][name] for r in records], np.float64)
@@ -115,17 +139,9 @@ _PER: dict[str, tuple[str, Callable[[float], float]]] = {
 
 
 def _by_sacrebleu(name: str, records: Sequence[Record]) -> Figure:
-  """Of the first text that was written to each item.
+  """Of the first text that was written to each item."""
+  from sacrebleu.metrics import BLEU, CHRF
 
-  Raises:
-    ValueError: sacrebleu is not installed.
-  """
-  try:
-    from sacrebleu.metrics import BLEU, CHRF
-  except ImportError as error:
-    raise ValueError(
-      f"metric {name}: sacrebleu is not installed; pip install -e '.[eval]'."
-    ) from error
   metric = {"bleu": BLEU, "chrf": CHRF}[name]()
   texts = [r["texts"][0] for r in records]
   references = [[r["reference"] for r in records]]
@@ -138,19 +154,8 @@ def _by_sacrebleu(name: str, records: Sequence[Record]) -> Figure:
 
 
 def rouge(reference: str, text: str) -> dict[str, float]:
-  """ROUGE-1, 2 and L: F of one text, with stemming, as papers on XSum do.
+  """ROUGE-1, 2 and L: F of one text, with stemming, as papers on XSum do."""
+  from rouge_score import rouge_scorer
 
-  Raises:
-    ValueError: rouge-score is not installed.
-  """
-  try:
-    from rouge_score import rouge_scorer
-  except ImportError as error:
-    raise ValueError(
-      "metric rouge: rouge-score is not installed; pip install -e '.[eval]'."
-    ) from error
   scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=True)
   return {k: v.fmeasure for k, v in scorer.score(reference, text).items()}
-
-
-ROUGE = ["rouge1", "rouge2", "rougeL"]

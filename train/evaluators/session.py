@@ -26,7 +26,8 @@ def measure(
     say: takes lines.
 
   Raises:
-    ValueError: the results would lie in a checkpoint or hide each other.
+    ValueError: the results would lie in a checkpoint or hide each other, or
+      a task asks for figures that cannot be made.
   """
   path = checkpoint.find(workdir)
   out = workdir / "evaluation" if out is None else out
@@ -36,6 +37,8 @@ def measure(
       "where the results shall go."
     )
   tasks = [task.load(spec) for spec in specs]
+  for one in tasks:
+    exam.check(one)
   titles = [one.title for one in tasks]
   if len({*titles}) < len(titles):
     raise ValueError(

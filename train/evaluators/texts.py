@@ -1,7 +1,8 @@
 """The likelihood of whole texts, or of answers: per token, per byte, per word.
 
-Every text is measured by itself, an answer (`target`) behind its prompt. Bytes and words are those of the text, not of
-its tokens: models of any tokenizer can be compared.
+Every text is measured by itself, an answer (`target`) behind its prompt. Bytes and
+words are those of the text, not of its tokens: models of any tokenizer can be
+compared.
 """
 
 from collections.abc import Sequence
