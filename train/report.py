@@ -13,7 +13,7 @@ from etils import epath
 
 from configs import door
 from models import checkpoint
-from train.core import goodput, summary, track
+from train.core import goodput, sinks, summary
 
 SECTIONS: dict[str, type] = {}
 
@@ -21,7 +21,7 @@ SECTIONS: dict[str, type] = {}
 def main(_: door.Config, workdir: epath.Path) -> None:
   """Draws, writes and prints."""
   summary.write(workdir)
-  rows = track.rows(workdir)
+  rows = sinks.rows(workdir)
   train = [r for r in rows if r["kind"] == "train" and "loss" in r]
   path = workdir / "evaluation.json"
   figures = json.loads(path.read_text()) if path.exists() else {}
@@ -68,7 +68,7 @@ def table(
   next:
     python -m serve.generate --workdir={workdir} --prompt='def main('
     python -m data.show --workdir={workdir}
-    python -m train.pretrain --workdir={workdir} --config.train.steps=2000
+    python -m train.pretrain --workdir={workdir} --config.train.steps={max(2000, 2 * last["step"])}
 """
 
 

@@ -21,7 +21,7 @@ from configs import door
 from data import prepare
 from models import durable
 from train import pretrain
-from train.core import preemption, searching, sweeps, track
+from train.core import preemption, searching, sinks, sweeps
 
 _TRIALS = flags.DEFINE_integer("trials", 20, "that end, of all hosts", 1)
 _STORAGE = flags.DEFINE_string("storage", "", "database; WORKDIR/study.db")
@@ -49,7 +49,7 @@ def main(config: door.Config, workdir: epath.Path) -> int:
     told: dict[int, bool] = {}  # step -> whether to end there
 
     def is_over() -> bool:
-      for row in track.rows(run.folder):
+      for row in sinks.rows(run.folder):
         if search.metric in row and row["step"] not in told:
           told[row["step"]] = report(row["step"], row[search.metric])
       return any(told.values())

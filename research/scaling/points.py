@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from configs import door
 from data import pipeline
 from models import families, flops
-from train.core import loop, track
+from train.core import loop, sinks
 
 FLOPS = 6.0  # of training, for a parameter and a token
 _SECTIONS = {
@@ -100,7 +100,7 @@ def of_runs(workdirs: Iterable[epath.Path]) -> Points:
 def _of_run(workdir: epath.Path) -> tuple[float, float, float]:
   config = door.load(workdir / "config.json", _SECTIONS)
   steps, batch = config.train.steps, config.batch
-  for row in reversed(track.rows(workdir)):
+  for row in reversed(sinks.rows(workdir)):
     if row["step"] == steps and "heldout_loss" in row:
       n_tokens = steps * batch.size * batch.length
       return flops.n_params(config.model), n_tokens, row["heldout_loss"]

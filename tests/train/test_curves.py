@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from research.scaling import law, plots, points
-from train.core import bill, curves, planning
+from train.core import bars, curves, planning
 
 
 def rows(losses, norms):
@@ -86,7 +86,7 @@ def test_memory_is_told_in_shares_of_a_device():
     )
     for name, limit in {"fits": 16.0, "does not": 2.0}.items()
   }
-  figure = bill.memory(plans)
+  figure = bars.memory(plans)
   (axes,) = figure.axes
   ends = [bar.get_x() + bar.get_width() for bar in axes.patches[2:]]
   assert ends == [25.0, 200.0]

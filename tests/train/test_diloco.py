@@ -16,7 +16,7 @@ from data.batch import Batch
 from models import checkpoint, families
 from sharding import hlo, mesh, rules
 from train import pretrain
-from train.core import diloco, loop, optim, state, step, track
+from train.core import diloco, loop, optim, sinks, state, step
 from train.objectives import lm
 
 PLAIN = dict(lr=1.0, momentum=0.0)  # an outer step to the mean
@@ -214,7 +214,7 @@ def test_a_run_of_rounds_learns_and_resumes_within_one(page, tmp_path):
   )
   workdir = epath.Path(tmp_path) / "whole"
   pretrain.main(config, workdir)
-  rows = [r for r in track.rows(workdir) if "loss" in r]
+  rows = [r for r in sinks.rows(workdir) if "loss" in r]
   assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
   within, end = (_arrays(workdir / f"checkpoints/{i}") for i in (6, 12))
 

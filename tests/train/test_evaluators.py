@@ -18,7 +18,7 @@ from data import pipeline, prepare
 from data import tokenizer as tokenizers
 from models import families, sampling
 from sharding import mesh, rules
-from train.core import loop, setup, track
+from train.core import loop, setup, sinks, track
 from train.evaluators import compression, perplexity, samples, suite, syntax
 from train.objectives import lm
 
@@ -213,11 +213,11 @@ def test_rows_after_the_step_are_dropped(tmp_path):
       for step in range(first + 1, 4):
         tracker.log(step, "train", {"loss": step / 2})
       tracker.text(3, "sample", "text")
-  rows = track.rows(folder)
+  rows = sinks.rows(folder)
   assert [row["step"] for row in rows] == [1, 2, 3]
   with (folder / "metrics.jsonl").open("a") as file:
     file.write('{"step": 4, "lo')  # torn
-  assert track.rows(folder) == rows
+  assert sinks.rows(folder) == rows
   assert any("tfevents" in p.name for p in folder.iterdir())
   assert "text" in (folder / "samples.txt").read_text()
   assert json.loads((folder / "metrics.jsonl").read_text().split("\n")[0])

@@ -20,6 +20,7 @@ from train.core import (
   optim,
   rollback,
   schedule,
+  sinks,
   state,
   step,
   track,
@@ -251,7 +252,7 @@ def test_a_bad_step_is_told_with_its_documents(page, tmp_path, monkeypatch):
   )
   batch = np.load(tmp_path / "bad" / "3.0.npz")
   assert np.isnan(batch["weights"]).sum() == 1
-  steps = [r for r in track.rows(epath.Path(tmp_path)) if r["kind"] == "train"]
+  steps = [r for r in sinks.rows(epath.Path(tmp_path)) if r["kind"] == "train"]
   assert [r["bad"] for r in steps] == [0, 0, 1, 0, 0, 0]
   assert "loss" not in steps[2] and all(
     np.isfinite(r["loss"]) for r in steps[3:]
@@ -276,7 +277,7 @@ def test_too_many_bad_steps_go_back_and_on_with_other_data(
   # Step 6 was saved with the parameters of step 5: a bad step moves nothing.
   assert (line["from"], line["to"]) == (8, 6)
   assert line["loop"]["n_batches"] == 8
-  steps = [r for r in track.rows(workdir) if r["kind"] == "train"]
+  steps = [r for r in sinks.rows(workdir) if r["kind"] == "train"]
   assert [r["step"] for r in steps] == list(range(1, 11))
   assert np.isfinite(steps[-1]["loss"])
   progress = json.loads(

@@ -9,7 +9,7 @@ from etils import epath
 from benchmarks.faults import runs
 from data import pipeline
 from train import pretrain
-from train.core import track
+from train.core import sinks
 
 
 def test_nothing_compiles_after_the_first_evaluation(tmp_path):
@@ -77,7 +77,7 @@ def test_memory_does_not_grow(tmp_path):
     checkpoint={"every_steps": 100},
   )
   assert runs.start(config, folder / "run").wait() == 0
-  rows = [r for r in track.rows(folder / "run") if r["kind"] == "train"]
+  rows = [r for r in sinks.rows(folder / "run") if r["kind"] == "train"]
   steps = np.array([row["step"] for row in rows])
   peaks = np.array([row["memory_bytes"] for row in rows])
   settled = steps >= 500

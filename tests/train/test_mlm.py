@@ -19,7 +19,7 @@ from models import bert, checkpoint, families
 from models.layers import heads
 from sharding import mesh, rules
 from train import evaluate, pretrain
-from train.core import conflicts, track
+from train.core import conflicts, sinks
 from train.objectives import mlm
 
 V = 264
@@ -216,7 +216,7 @@ def run(masked, tmp_path_factory):
 
 def test_a_run_learns_words_and_pairs(run):
   _, workdir = run
-  rows = track.rows(workdir)
+  rows = sinks.rows(workdir)
   losses = [row["loss"] for row in rows if "loss" in row]
   assert np.mean(losses[-5:]) < losses[0] - 1.5
   assert {"pair_loss", "pair_accuracy"} <= rows[0].keys()
@@ -281,6 +281,6 @@ def test_the_page_learns_from_real_text(tmp_path, pairs):
   page = door.read(f"configs/bert_tiny.py:steps=150,pairs={pairs}")
   workdir = epath.Path(tmp_path)
   pretrain.main(door.build(page, pretrain.SECTIONS), workdir)
-  rows = track.rows(workdir)
+  rows = sinks.rows(workdir)
   losses = [row["loss"] for row in rows if "loss" in row]
   assert losses[-1] < losses[0] - 1.5

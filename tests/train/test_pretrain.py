@@ -19,7 +19,7 @@ from etils import epath
 from data import pipeline
 from models import checkpoint, flops
 from train import evaluate, pretrain
-from train.core import optim, schedule, setup, track
+from train.core import optim, schedule, setup, sinks
 
 CLOCK = {
   "step_seconds", "data_share", "tokens_per_second", "memory_bytes", "mfu",
@@ -30,7 +30,7 @@ def _rows(workdir) -> list[dict]:
   """The log without what a clock says."""
   return [
     {k: v for k, v in row.items() if k not in CLOCK}
-    for row in track.rows(epath.Path(workdir))
+    for row in sinks.rows(epath.Path(workdir))
   ]
 
 
@@ -147,7 +147,7 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 def test_lines_and_rates_are_what_they_say(whole):
   config, workdir = whole
-  rows = [r for r in track.rows(workdir) if r["kind"] == "train"]
+  rows = [r for r in sinks.rows(workdir) if r["kind"] == "train"]
   factor = schedule.make(config.schedule, 6)
   n_tokens = config.batch.size * config.batch.length
   per_token = flops.train_per_token(config.model, config.batch.length)

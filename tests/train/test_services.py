@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from train import pretrain
-from train.core import services, track
+from train.core import services, sinks, track
 
 # Extras that .venv/plan has.
 pytestmark = pytest.mark.slow
@@ -92,7 +92,7 @@ def test_mlflow_has_every_step_once_whatever_was_gone_back_over(tmp_path):
   with _open(tmp_path, "mlflow", 7) as tracker:  # nothing was lost
     _say(tracker, 8, 8, 0.0)
   expected = {1: 1, 2: 2, 3: 3, 4: 4.5, 5: 5.5, 6: 6.25, 7: 7.25, 8: 8}
-  rows = track.rows(epath.Path(tmp_path))
+  rows = sinks.rows(epath.Path(tmp_path))
   assert {row["step"]: row["loss"] for row in rows} == expected
   assert _in_mlflow(tmp_path) == {
     "train/loss": {step: [loss] for step, loss in expected.items()}
@@ -140,7 +140,7 @@ def test_a_tracker_that_fails_is_told_once_and_costs_nothing(
       tracker.log(step, "train", {"loss": 1.0})
   said = f"{name} cannot be written, the run goes on: the server is gone"
   assert capsys.readouterr().out.count(said) == 1
-  assert len(track.rows(epath.Path(tmp_path))) == 49
+  assert len(sinks.rows(epath.Path(tmp_path))) == 49
 
 
 def test_a_run_is_in_all_of_them(page, tmp_path):
@@ -151,7 +151,7 @@ def test_a_run_is_in_all_of_them(page, tmp_path):
     eval={"during": ("perplexity",)},
   )
   pretrain.main(config, epath.Path(tmp_path))
-  rows = track.rows(epath.Path(tmp_path))
+  rows = sinks.rows(epath.Path(tmp_path))
   train = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
   told = _in_mlflow(tmp_path)
   assert {k: v for k, (v,) in told["train/loss"].items()} == train

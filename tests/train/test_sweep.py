@@ -15,7 +15,7 @@ from etils import epath
 
 from configs import door
 from train import sweep
-from train.core import sweeps, track
+from train.core import sinks, sweeps
 
 PAGE = "configs/sweeps/micro.py:scale=0.1"
 # In the place of a training: ends as the file `codes` says, life after life.
@@ -173,5 +173,5 @@ def test_a_real_run_that_is_killed_goes_on(tmp_path):
   assert done.stdout.count("| done |") == 1
   output = (tmp_path / "000" / "output.txt").read_text()
   assert output.count("; compiled in ") == 2  # lives
-  rows = [(row["step"], row["kind"]) for row in track.rows(folder.parent)]
+  rows = [(row["step"], row["kind"]) for row in sinks.rows(folder.parent)]
   assert len(set(rows)) == len(rows) and rows[0] == (1, "train")

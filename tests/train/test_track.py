@@ -56,7 +56,7 @@ def test_a_full_disk_costs_the_log(tmp_path, monkeypatch, capsys):
     tracker.log(step, "train", {"loss": 1.0})
   tracker.close()
   assert capsys.readouterr().out.count("tensorboard cannot be written") == 1
-  assert [row["step"] for row in track.rows(epath.Path(tmp_path))] == list(
+  assert [row["step"] for row in sinks.rows(epath.Path(tmp_path))] == list(
     range(100)
   )
 
@@ -71,7 +71,7 @@ def test_a_disk_with_room_again_is_written_from_where_it_was(tmp_path):
   folder.mkdir()
   log.row(2, "train", {"loss": 1.0})
   log.close()
-  assert [row["step"] for row in track.rows(folder)] == [1, 2]
+  assert [row["step"] for row in sinks.rows(folder)] == [1, 2]
 
 
 def test_texts_are_read_back_and_rewound(tmp_path):
@@ -91,7 +91,7 @@ def test_going_back_hides_what_the_run_itself_wrote(tmp_path):
       tracker.log(step, "train", {"loss": 1.0})
     tracker.rewind(1)
     tracker.log(2, "train", {"loss": 0.5})
-  assert [row["loss"] for row in track.rows(folder)] == [1.0, 0.5]
+  assert [row["loss"] for row in sinks.rows(folder)] == [1.0, 0.5]
 
 
 def test_a_slow_tracker_holds_up_no_other(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_slow_tracker_holds_up_no_other(tmp_path, monkeypatch):
   begun.wait()
   tracker.log(1, "train", {"loss": 1.0})
   tracker.rewind(1)  # reads what was written
-  assert len(track.rows(folder)) == 1
+  assert len(sinks.rows(folder)) == 1
   turn.set()
   tracker.close()
 

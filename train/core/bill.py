@@ -1,16 +1,12 @@
-"""A plan as a page for people, a line for programs, and a picture of several."""
+"""A plan as a page for people and as a line for programs."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
 
 from configs import door
 from sharding import mesh as meshes
 from sharding import topology as topologies
-from train.core import curves, planning
+from train.core import planning
 
 _G = 2.0**30
 
@@ -69,35 +65,3 @@ def line(plan: planning.Plan) -> dict[str, Any]:
     "hardware_flops": plan.hardware_flops,
     "collectives": program["collectives"],
   }
-
-
-def memory(plans: Mapping[str, planning.Plan]) -> Figure:
-  """What fills a device, as shares of its memory: a bar for each plan.
-
-  Args:
-    plans: by name; what is beyond 100 % does not fit.
-  """
-  figure = Figure(figsize=(10, 1.6 + 0.45 * len(plans)), layout="constrained")
-  axis = figure.subplots()
-  classes = list(dict.fromkeys(c for p in plans.values() for c in p.classes))
-  colors = matplotlib.colormaps["viridis"].resampled(len(classes))
-  left = [0.0] * len(plans)
-  for i, name in enumerate(classes):
-    shares = [
-      100 * plan.classes.get(name, 0) / plan.limit_bytes
-      for plan in plans.values()
-    ]
-    axis.barh([*plans], shares, 0.6, left, color=colors(i), label=name)
-    left = [a + b for a, b in zip(left, shares, strict=True)]
-  for row, plan in enumerate(plans.values()):
-    told = f"{plan.peak_bytes / _G:,.1f} of {plan.limit_bytes / _G:,.1f} GiB"
-    margin = axis.get_yaxis_transform()
-    axis.text(1, row, told, transform=margin, ha="right", va="center")
-  axis.axvline(100, color=curves.RED, linewidth=1.4)
-  axis.set_xlim(0, 1.3 * max(100, *left))
-  axis.invert_yaxis()  # the first plan is on top
-  curves.finish(axis)
-  axis.grid(False, axis="y")
-  axis.set_xlabel("memory of a device (%); what crosses the line does not fit")
-  figure.legend(loc="outside upper left", ncols=len(classes), frameon=False)
-  return figure

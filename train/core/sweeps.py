@@ -23,7 +23,7 @@ from etils import epath
 
 from configs import common, door
 from models import durable, flops
-from train.core import conflicts, preemption, track
+from train.core import conflicts, preemption, sinks
 
 Status = Literal["waiting", "cut", "failed", "done"]
 _POLL_SECONDS = 1.0
@@ -58,7 +58,7 @@ class Run:
   def figures(self) -> dict[str, float]:
     """The last of every figure that it logged."""
     found: dict[str, float] = {}
-    for row in track.rows(self.folder):
+    for row in sinks.rows(self.folder):
       found |= {k: v for k, v in row.items() if k not in ("kind", "step")}
     return found
 

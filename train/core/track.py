@@ -18,7 +18,6 @@ from etils import epath
 
 from configs import fields
 from train.core import board, services, sinks
-from train.core.sinks import rows as rows  # what all others read
 
 Name = Literal["tensorboard", "wandb", "mlflow"]
 
