@@ -52,12 +52,14 @@ def _records(path) -> list:
 
 
 def _in_wandb(workdir) -> list[dict[int, dict[str, float]]]:
-  """Step -> numbers, of each run."""
+  """Step -> numbers, of each run as they began."""
   runs = []
-  for path in sorted((workdir / "wandb").glob("offline-run-*/*.wandb")):
+  for path in (workdir / "wandb").glob("offline-run-*/*.wandb"):
     steps = {}
     for record in _records(path):
-      if record.WhichOneof("record_type") == "history":
+      if record.WhichOneof("record_type") == "run":
+        began = record.run.start_time.ToNanoseconds()
+      elif record.WhichOneof("record_type") == "history":
         items = {
           (i.key or "/".join(i.nested_key)): json.loads(i.value_json)
           for i in record.history.item
@@ -65,7 +67,7 @@ def _in_wandb(workdir) -> list[dict[int, dict[str, float]]]:
         step = items.pop("_step")
         assert step not in steps
         steps[step] = items
-    runs.append((path.stat().st_mtime_ns, steps))
+    runs.append((began, steps))
   return [steps for _, steps in sorted(runs, key=lambda run: run[0])]
 
 
