@@ -22,6 +22,7 @@ def scene(tmp_path_factory):
   return corrupt.Scene(epath.Path(tmp_path_factory.mktemp("scene")))
 
 
+@pytest.mark.slow
 def test_a_dose_is_seen(scene):
   found = corrupt.hurt_often(N, scene)
   assert found["wrong"] == []

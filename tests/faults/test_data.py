@@ -21,6 +21,7 @@ def opened(config, tmp_path_factory):
   return store.Store(folder)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_cut_loses_and_repeats_nothing(opened):
   """D1, D2."""
   assert data.streams(1, opened) == {

@@ -14,6 +14,7 @@ def singles():
   return list(mutants.mutants(random.Random(0)))
 
 
+@pytest.mark.slow
 def test_a_dose_is_refused(tmp_path):
   found = mutants.run(2000, epath.Path(tmp_path), n_processes=2, seed=1)
   assert found["accepted"] == []
@@ -23,6 +24,7 @@ def test_a_dose_is_refused(tmp_path):
   }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_setting_of_every_page_has_mutants(singles):
   made = {
     (m.entrypoint, edit.right or edit.key) for m in singles for edit in m.edits
@@ -41,6 +43,7 @@ def test_pages_pass_as_they_are():
 
 
 @pytest.mark.parametrize("kind", ["key", "range", "type", "clash"])
+@pytest.mark.slow
 def test_a_door_that_lets_something_through_is_seen(singles, monkeypatch, kind):
   """The figures fall where what refuses this kind is put out of order."""
   some = [m for m in singles if m.kind == kind][:40]

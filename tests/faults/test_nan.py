@@ -1,10 +1,12 @@
 """A small dose of benchmarks/faults/nan.py: T1."""
 
+import pytest
 from etils import epath
 
 from benchmarks.faults import nan
 
 
+@pytest.mark.slow
 def test_what_is_poisoned_is_caught_named_and_kept_out(tmp_path):
   found = nan.poison(10, epath.Path(tmp_path))
   assert found["caught"] == found["named"] == found["injections"] == 10

@@ -2,11 +2,13 @@
 
 import signal
 
+import pytest
 from etils import epath
 
 from benchmarks.faults import preempt, runs
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_saves_and_goes_on(tmp_path):
   found = preempt.preempt(2, epath.Path(tmp_path), n_steps=60)
   assert found["signals"] == 2 and found["runs"] >= 1

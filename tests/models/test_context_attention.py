@@ -147,6 +147,7 @@ def test_a_ring_in_bf16_is_as_near_as_the_reference_in_bf16():
 
 @pytest.mark.parametrize("exchange", ["gather", "ulysses"])
 @pytest.mark.parametrize("kind", ["full", "window"])
+@pytest.mark.slow
 def test_splash_runs_within_an_exchange(exchange, kind):
   """Interpreted; queries of the second shard know where they are."""
   kind = {"full": {}, "window": {"window": 90}}[kind]

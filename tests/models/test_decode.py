@@ -400,7 +400,7 @@ def test_a_prompt_that_is_a_prefix_is_seen_whole():
   "name",
   [
     "mixed",
-    "deepseek",
+    pytest.param("deepseek", marks=pytest.mark.slow),
     pytest.param("bloom", marks=pytest.mark.slow),
     pytest.param("falcon_7b", marks=pytest.mark.slow),
     pytest.param("t5", marks=pytest.mark.slow),

@@ -95,6 +95,7 @@ def _run(program: str, *arguments) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_save_takes_twice_the_state_a_restore_1_3_times(tmp_path):
   """The state as it was saved, that of the step meanwhile, and a tenth."""
   saved = _run(_SAVE, tmp_path, 2)

@@ -205,6 +205,7 @@ def _arrays(path: epath.Path) -> dict:
   return {name: read(path / name) for name in ("params", "state")}
 
 
+@pytest.mark.slow
 def test_a_run_of_rounds_learns_and_resumes_within_one(page, tmp_path):
   """Two replicas of four devices; 6 steps are a round and a half."""
   config = page(

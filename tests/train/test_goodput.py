@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from etils import epath
 
 from train import pretrain
@@ -30,6 +31,7 @@ def test_seconds_add_up_to_the_time_that_passed(tmp_path):
   assert total["checkpoint"] >= 0.1 and total["other"] >= 0.05
 
 
+@pytest.mark.slow
 def test_a_real_run_accounts_for_its_wall_time(page, tmp_path):
   """From the start of the process to its last line, within 1 %."""
   settings = epath.Path(tmp_path) / "config.json"

@@ -287,6 +287,7 @@ def test_too_many_bad_steps_go_back_and_on_with_other_data(
   assert progress["loop"]["n_gone_back"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_only_goes_round_stops(page, tmp_path, monkeypatch):
   _fail(monkeypatch, range(4, 1000), _nan_weights)
   config = page(
@@ -298,6 +299,7 @@ def test_a_run_that_only_goes_round_stops(page, tmp_path, monkeypatch):
     pretrain.main(config, epath.Path(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_life_after_a_rollback_skips_the_same_data(
   page, tmp_path, monkeypatch
 ):
@@ -339,6 +341,7 @@ def _third(first, then):
   return call
 
 
+@pytest.mark.slow
 def test_bad_steps_in_a_row_are_counted_across_lives(
   page, tmp_path, monkeypatch
 ):

@@ -40,6 +40,7 @@ def random_model(tiny):
   return tiny, families.init(tiny, jax.random.key(3))
 
 
+@pytest.mark.slow
 def test_a_prompt_that_was_learnt_is_read_first(random_model):
   """As in training; without it the answers are others."""
   model, params = random_model

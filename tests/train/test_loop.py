@@ -12,6 +12,7 @@ from train import pretrain
 from train.core import sinks
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_evaluation(tmp_path):
   """200 steps in two lives, with a ragged last held-out batch (T7)."""
   folder = epath.Path(tmp_path)
@@ -36,9 +37,8 @@ def test_nothing_compiles_after_the_first_evaluation(tmp_path):
   assert "resuming from" in last["two"]
 
 
-@pytest.mark.parametrize(
-  "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_same_run_twice_gives_the_same_bits(tmp_path, dtype):
   """In two processes (T8)."""
   folder = epath.Path(tmp_path)
@@ -52,6 +52,7 @@ def test_the_same_run_twice_gives_the_same_bits(tmp_path, dtype):
   assert before != digests["one"]  # it is the arrays that are digested
 
 
+@pytest.mark.slow
 def test_data_that_comes_late_is_told_once(page, tmp_path, monkeypatch, capsys):
   """T11."""
   take = pipeline.TrainBatches.__next__

@@ -91,6 +91,7 @@ def test_resumed_equals_never_interrupted(trained, tmp_path):
     np.testing.assert_array_equal(x, theirs[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(from_base, tmp_path):
   """Fully sharded and split over tensor against one device, fp32."""
   _, config = from_base
@@ -139,7 +140,9 @@ def test_a_base_that_changed_is_refused(from_base, trained, tmp_path):
     checkpoint.load(copied)
 
 
-@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+@pytest.mark.parametrize(
+  "kind", ["prompt", pytest.param("prefix", marks=pytest.mark.slow)]
+)
 def test_what_texts_begin_with_is_trained(from_base, tmp_path, kind):
   """Each of its leaves, and no byte of the base; it is evaluated, and writes."""
   path, config = from_base

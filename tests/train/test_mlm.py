@@ -214,6 +214,7 @@ def run(masked, tmp_path_factory):
   return config, workdir
 
 
+@pytest.mark.slow
 def test_a_run_learns_words_and_pairs(run):
   _, workdir = run
   rows = sinks.rows(workdir)

@@ -61,7 +61,7 @@ def losses(workdir: epath.Path) -> list[float]:
   return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
-_QUICK = {"spans", "prefix"}
+_QUICK = {"spans"}
 
 
 @pytest.mark.slow

@@ -162,6 +162,7 @@ def test_lines_and_rates_are_what_they_say(whole):
   assert len(peaks) == 1  # one measured peak, whatever the rate
 
 
+@pytest.mark.slow
 def test_it_learns_and_bf16_follows_fp32(page, tmp_path):
   """200 steps: the curves differ by less than 1 % (N16)."""
   curves = {}
@@ -210,6 +211,7 @@ def _in_two_processes(config, workdir) -> list[str]:
   return said
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(page, whole, tmp_path):
   """The same run in two processes of four devices, and its checkpoint in one."""
   config, expected = whole

@@ -223,6 +223,7 @@ def tuned(page, tmp_path_factory):
   return config, folder / "tuned", rows
 
 
+@pytest.mark.slow
 def test_overfitted_it_writes_the_targets_and_stops(tuned):
   """By the task's page, and exact."""
   _, workdir, rows = tuned
@@ -236,6 +237,7 @@ def test_overfitted_it_writes_the_targets_and_stops(tuned):
     assert record["scores"]["exact_match"] == 1
 
 
+@pytest.mark.slow
 def test_it_answers_at_the_terminal(tuned, capsys):
   _, workdir, _ = tuned
   config = door.build(

@@ -78,7 +78,9 @@ def test_split_batch_gives_the_update_of_the_whole(
   assert not meshes.too_far(meshes.differences(split, alone))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_twice_the_same_run_gives_the_same_bits(tiny, ragged_batch, dtype):
   model = dataclasses.replace(tiny, dtype=dtype, dropout=0.1)
   one, two = (meshes.run(model, ragged_batch, ALL).state for _ in range(2))

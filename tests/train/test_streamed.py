@@ -76,6 +76,7 @@ def test_a_bad_step_leaves_it_as_it_was(tiny, ragged_batch):
   chex.assert_trees_all_equal(bad.params, good.params)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_to_the_bit_and_resumes(page, tmp_path):
   """C5: what lies where changes no number."""
 

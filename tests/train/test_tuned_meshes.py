@@ -54,7 +54,7 @@ CASES = {  # name -> sections that change
   "two texts": dict(model=T5),
   "two texts, lora": dict(model=T5, adapter=LORA),
 }
-QUICK = ("frozen", "qlora", "labels, qlora", "two texts")
+QUICK = ("frozen", "labels, qlora")
 MESHES = {
   "fsdp_tensor": dict(data=2, fsdp=2, tensor=2, rules="fsdp_tensor"),
   "fsdp": dict(data=2, fsdp=4, rules="fsdp"),
@@ -140,6 +140,7 @@ def test_eight_devices_tune_as_one(page, ragged_batch, name, table):
   jax.tree.map_with_path(close, there.state.params, here.state.params)
 
 
+@pytest.mark.slow
 def test_b_alone_steps_faster_with_lora_plus(page, ragged_batch):
   """One step of SGD: with b_speed=8, b moves 8 times as far, and a as far."""
   moved = []

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from etils import epath
 
 from train import pretrain
@@ -51,6 +52,7 @@ def test_what_beats_goes_on():
   assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_long_preparation_is_no_hang(page, tmp_path, monkeypatch):
   """Hours of text are prepared before the clock runs, and steps beside it."""
   beats, prepared = [], []
