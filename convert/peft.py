@@ -436,6 +436,7 @@ def _check(src: epath.Path, settings: Mapping[str, Any]) -> None:
     read, neutral = prompts.READ, prompts.NEUTRAL
   changed = [
     f"{key}={value!r}"
+    + (f" (known: {neutral[key]!r})" if key in neutral else "")
     for key, value in settings.items()
     if value and (key not in read or value != neutral.get(key, value))
   ]
