@@ -472,7 +472,7 @@ def _import() -> None:
 
 def _export() -> None:
   path, out = verbs.given(verbs.CHECKPOINT), epath.Path(verbs.given(verbs.OUT))
-  print(f"{out}: {give(epath.Path(path), out)} tensors")
+  print(f"{out}: {give(epath.Path(path), out)} of their tensors")
 
 
 if __name__ == "__main__":

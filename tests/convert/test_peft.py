@@ -26,6 +26,7 @@ from models import (
   leaves,
   prefix,
 )
+from models.layers import heads
 from tests.convert.test_hf import save
 
 STORED = pathlib.Path(__file__).parent.parent / "golden" / "peft.npz"
@@ -286,6 +287,15 @@ def test_models_that_peft_reads_otherwise_are_told(
   lay(epath.Path(tmp_path) / "ours", base, adapter)
   with pytest.raises(ValueError, match=told):
     peft.give(epath.Path(tmp_path) / "ours", epath.Path(tmp_path) / "theirs")
+
+
+def test_a_prompt_before_a_head_for_labels_is_told(theirs, tmp_path):
+  folder, _ = theirs("prompt")
+  labels = heads.Labels(kinds=("texts",), n_labels=3)
+  config = dataclasses.replace(cases.CASES["llama"], heads=labels)
+  base, _ = save(tmp_path / "base", config)
+  with pytest.raises(ValueError, match="not beside heads"):
+    peft.take(folder, base, epath.Path(tmp_path) / "ours")
 
 
 def test_pissa_leaves_as_twice_the_rank(tmp_path):
