@@ -1,4 +1,4 @@
-"""Adapters of peft, in and out: LoRA, rsLoRA, DoRA, IA3.
+"""Adapters of peft, in and out: LoRA, rsLoRA, DoRA, IA3, prompts, prefixes.
 
     python -m convert.peft export --checkpoint=runs/lora --out=runs/peft
     python -m convert.peft import --src=runs/peft --checkpoint=runs/smollm2 \
@@ -7,7 +7,9 @@
 Theirs is adapter_config.json and adapter_model.safetensors. export takes a run
 of train.lora, whose newest checkpoint it is then, or an adapter; import makes
 an adapter of the base that --checkpoint names. An adapter that began as PiSSA
-leaves as LoRA of twice the rank, which adds the same to the base as it was.
+leaves as LoRA of twice the rank, which adds the same to the base as it was. Of
+prompts, P-tuning and prefixes a file of theirs holds what the model reads, and
+no network: convert/prompts.py.
 """
 
 import dataclasses
@@ -15,17 +17,27 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
 from configs import door, fields
-from convert import bundle, catalogue, shards, tensors, verbs
+from convert import bundle, catalogue, prompts, shards, tensors, verbs
 from convert.names.row import Row
 from data import tokenizer as tokenizers
-from models import adapters, arrays, card, checkpoint, families, manifest
+from models import (
+  adapters,
+  arrays,
+  card,
+  checkpoint,
+  families,
+  manifest,
+  prefix,
+)
 from models.layers import heads, stack
+from models.prefix import Prefix, Prompt
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE = "base_model.model."
@@ -40,6 +52,7 @@ _READ = {
 }  # fmt: skip
 # What their heads are for.
 _TASKS = {"texts": "SEQ_CLS", "tokens": "TOKEN_CLS"}
+_KINDS = ("LORA", "IA3", *prompts.KINDS)
 # What these say where nobody asked for anything.
 _NEUTRAL = {
   "bias": "none",
@@ -48,6 +61,7 @@ _NEUTRAL = {
 }
 
 Own = dict[str, np.ndarray]  # the leaves of one weight of one layer, by name
+Part = tuple[str, tuple[int, ...], np.ndarray]  # a leaf's name, index, numbers
 
 
 def give(path: epath.Path, out: epath.Path) -> int:
@@ -58,7 +72,7 @@ def give(path: epath.Path, out: epath.Path) -> int:
     out: the folder; must not be there, or be empty.
 
   Returns:
-    How many of their modules it adapts.
+    How many tensors of theirs it has.
 
   Raises:
     ValueError: it is no adapter, or adapts what theirs cannot.
@@ -73,37 +87,24 @@ def give(path: epath.Path, out: epath.Path) -> int:
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"{out} is there and not empty: give another --out.")
   c = door.build(settings, checkpoint.ADAPTED)
-  mine = _apart(dict(arrays.read(path / "params")))
-  saved = {n: mine.pop(n) for n in [*mine] if adapters.WHOLE in mine[n]}
-  pieces = {piece.parts[0].name: piece for piece in _heads(c.model)}
-  rows = _rows(c.model)
-  places = tensors.Places(dataclasses.replace(c.model, scanned=True))
-  theirs = {
-    f"{_BEFORE}{pieces[name].theirs}": np.ascontiguousarray(
-      pieces[name].join([own[adapters.WHOLE]])
-    )
-    for name, own in saved.items()
+  mine = dict(arrays.read(path / "params"))
+  if isinstance(c.adapter, Prompt | Prefix):
+    own = {n.removeprefix(f"{prefix.NAME}/"): x for n, x in mine.items()}
+    theirs, more = prompts.give(c.adapter, c.model, own)
+  else:
+    theirs, more = _matrices(c, _apart(mine))
+  said = {
+    "base_model_name_or_path": c.base.path,
+    "inference_mode": True,
+    "task_type": "CAUSAL_LM",
+    **more,
   }
-  modules: dict[str, tuple[str, Row, str]] = {}
-  for name, own in mine.items():
-    module, row = _module(rows, name, c.model)
-    leaf, _ = places.of(tensors.Part(name, ()))
-    modules[name] = module, row, leaf
-    one = _their_lora if isinstance(c.adapter, adapters.Lora) else _their_ia3
-    theirs |= {
-      f"{_BEFORE}{module}.{end}": np.ascontiguousarray(x)
-      for end, x in one(own, row, leaf, c.adapter).items()
-    }
   out.mkdir(parents=True, exist_ok=True)
-  said = _their_config(c, modules)
-  if saved:
-    whole = {pieces[name].theirs.rpartition(".")[0] for name in saved}
-    said["modules_to_save"] = sorted(whole)
-    said["task_type"] = _TASKS[c.model.heads.kinds[0]]
   (out / _CONFIG).write_text(json.dumps(said, indent=2))
+  theirs = {name: np.ascontiguousarray(x) for name, x in theirs.items()}
   data = safetensors.numpy.save(theirs, metadata={"format": "pt"})
   (out / _WEIGHTS).write_bytes(data)
-  return len(modules)
+  return len(theirs)
 
 
 def take(src: epath.Path, base: epath.Path, out: epath.Path) -> adapters.Config:
@@ -128,13 +129,61 @@ def take(src: epath.Path, base: epath.Path, out: epath.Path) -> adapters.Config:
     raise ValueError(f"{src} has no {_CONFIG} to read: {error}.") from error
   _check(src, settings)
   there = shards.tensors(src / _WEIGHTS)
-  model = _answering(model, settings, there)
+  if settings["peft_type"] in prompts.KINDS:
+    config, own = prompts.take(src, settings, there, model)
+    parts = [(f"{prefix.NAME}/{name}", (), x) for name, x in own.items()]
+  else:
+    model = _answering(model, settings, there)
+    config, parts = _parts(src, settings, there, model)
+  wanted, _ = adapters.own(config, dataclasses.replace(model, scanned=True))
+  leaves = arrays.by_path(wanted)
+  _check_layers(src, leaves, parts)
+  _lay(out, base, model, config, leaves, parts)
+  return config
+
+
+def _matrices(
+  c: door.Config, mine: dict[str, Own]
+) -> tuple[Own, dict[str, Any]]:
+  """Their tensors for what is beside matrices, and what their config says."""
+  saved = {n: mine.pop(n) for n in [*mine] if adapters.WHOLE in mine[n]}
+  pieces = {piece.parts[0].name: piece for piece in _heads(c.model)}
+  rows = _rows(c.model)
+  places = tensors.Places(dataclasses.replace(c.model, scanned=True))
+  theirs = {
+    f"{_BEFORE}{pieces[name].theirs}": pieces[name].join([own[adapters.WHOLE]])
+    for name, own in saved.items()
+  }
+  modules: dict[str, tuple[str, Row, str]] = {}
+  for name, own in mine.items():
+    module, row = _module(rows, name, c.model)
+    leaf, _ = places.of(tensors.Part(name, ()))
+    modules[name] = module, row, leaf
+    one = _their_lora if isinstance(c.adapter, adapters.Lora) else _their_ia3
+    theirs |= {
+      f"{_BEFORE}{module}.{end}": x
+      for end, x in one(own, row, leaf, c.adapter).items()
+    }
+  said = _their_config(c.adapter, modules)
+  if saved:
+    whole = {pieces[name].theirs.rpartition(".")[0] for name in saved}
+    said["modules_to_save"] = sorted(whole)
+    said["task_type"] = _TASKS[c.model.heads.kinds[0]]
+  return theirs, said
+
+
+def _parts(
+  src: epath.Path,
+  settings: Mapping[str, Any],
+  there: Mapping[str, Any],
+  model: families.Config,
+) -> tuple[adapters.Config, list[Part]]:
+  """The config of what is beside matrices, and its parts."""
   pieces = {f"{_BEFORE}{p.theirs}": p for p in _heads(model)}
   saved = {key: there[key] for key in pieces if key in there}
   rest = {key: x for key, x in there.items() if key not in saved}
   found = _own(rest, _rows(model), src)
-  scanned = dataclasses.replace(model, scanned=True)
-  places = tensors.Places(scanned)
+  places = tensors.Places(dataclasses.replace(model, scanned=True))
   sizes = tensors.shapes(dataclasses.replace(model, scanned=False))
   paths, reading = set(), set()
   parts = [
@@ -151,19 +200,25 @@ def take(src: epath.Path, base: epath.Path, out: epath.Path) -> adapters.Config:
     paths.add(leaf)
     if "ia3_l" in theirs and theirs["ia3_l"].shape[0] == 1:
       reading.add(leaf)
-  config = _our_config(settings, paths, reading)
-  wanted, _ = adapters.own(config, scanned)
-  leaves = arrays.by_path(wanted)
-  _check_layers(src, leaves, parts)
+  return _our_config(settings, paths, reading), parts
+
+
+def _lay(
+  out: epath.Path,
+  base: epath.Path,
+  model: families.Config,
+  config: adapters.Config,
+  leaves: Mapping[str, jax.ShapeDtypeStruct],
+  parts: list[Part],
+) -> None:
+  """Makes the checkpoint of an adapter."""
   tokenizer = None
   if any((base / name).exists() for name in tokenizers.FILES):
     tokenizer = tokenizers.load(base)
   page = bundle.page(base, model, tokenizer)
   page["base"] = fields.plain(adapters.Base(path=str(base)))
-  page["adapter"] = {
-    "name": settings["peft_type"].lower(),
-    **fields.plain(config),
-  }
+  names = {of: name for name, of in adapters.CONFIGS.items()}
+  page["adapter"] = {"name": names[type(config)], **fields.plain(config)}
   bundle.lay(
     out,
     leaves,
@@ -175,7 +230,6 @@ def take(src: epath.Path, base: epath.Path, out: epath.Path) -> adapters.Config:
     ),
     tokenizer=tokenizer,
   )
-  return config
 
 
 def _apart(flat: dict[str, np.ndarray]) -> dict[str, Own]:
@@ -292,15 +346,11 @@ def _our_ia3(theirs: Own, row: Row, name: str, shape: tuple[int, ...]) -> Own:
 
 
 def _their_config(
-  c: door.Config, modules: Mapping[str, tuple[str, Row, str]]
+  a: adapters.Config, modules: Mapping[str, tuple[str, Row, str]]
 ) -> dict[str, Any]:
-  """The keys of adapter_config.json."""
-  a = c.adapter
+  """What adapter_config.json says of what is beside matrices."""
   said = {
-    "base_model_name_or_path": c.base.path,
     "bias": "none",
-    "inference_mode": True,
-    "task_type": "CAUSAL_LM",
     "target_modules": sorted(module for module, _, _ in modules.values()),
     # GPT-2's Conv1D keeps [in, out].
     "fan_in_fan_out": any(
@@ -376,15 +426,19 @@ def _own(
 
 
 def _check(src: epath.Path, settings: Mapping[str, Any]) -> None:
-  if settings.get("peft_type") not in ("LORA", "IA3"):
+  kind = settings.get("peft_type")
+  if kind not in _KINDS:
     raise ValueError(
-      f"{src} is of peft_type={settings.get('peft_type')!r}, and LORA and IA3 "
-      "are known."
+      f"{src} is of peft_type={kind!r}, and {', '.join(_KINDS)} are known."
     )
+  read, neutral = _READ, _NEUTRAL
+  if kind in prompts.KINDS:
+    read, neutral = prompts.READ, prompts.NEUTRAL
   changed = [
     f"{key}={value!r}"
+    + (f" (known: {neutral[key]!r})" if key in neutral else "")
     for key, value in settings.items()
-    if value and (key not in _READ or value != _NEUTRAL.get(key, value))
+    if value and (key not in read or value != neutral.get(key, value))
   ]
   if changed:
     raise ValueError(
@@ -418,7 +472,7 @@ def _import() -> None:
 
 def _export() -> None:
   path, out = verbs.given(verbs.CHECKPOINT), epath.Path(verbs.given(verbs.OUT))
-  print(f"{out}: adapts {give(epath.Path(path), out)} modules")
+  print(f"{out}: {give(epath.Path(path), out)} of their tensors")
 
 
 if __name__ == "__main__":

@@ -108,16 +108,7 @@ def make() -> dict[str, np.ndarray]:
   for kind, (case, _) in ADAPTERS.items():
     model = build(kind)
     arrays[f"{kind}/logits"] = logits(model, case)
-    with tempfile.TemporaryDirectory() as folder:
-      model.save_pretrained(folder, save_embedding_layers=False)
-      folder = pathlib.Path(folder)
-      said = json.loads((folder / "adapter_config.json").read_text())
-      said["base_model_name_or_path"] = case
-      said |= {k: sorted(v) for k, v in said.items() if isinstance(v, list)}
-      arrays[f"{kind}/config"] = np.array(json.dumps(said, sort_keys=True))
-      data = (folder / "adapter_model.safetensors").read_bytes()
-    for name, x in safetensors.numpy.load(data).items():
-      arrays[f"{kind}/tensors/{name}"] = x
+    arrays |= _files(kind, model, case)
   for kind in BEFORE:
     model = build(kind)
     n_read = cases.batch(_OF_LLAMA).tokens.shape[1]
@@ -125,7 +116,26 @@ def make() -> dict[str, np.ndarray]:
     encoder = model.prompt_encoder["default"]
     for name, x in encoder.state_dict().items():
       arrays[f"{kind}/own/{name}"] = x.numpy()
+    arrays |= _files(kind, model, "llama")
   return arrays | blocks()
+
+
+def _files(
+  kind: str, model: peft.PeftModel, case: str
+) -> dict[str, np.ndarray]:
+  """What they save of a kind: its config as text, and its tensors."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder, save_embedding_layers=False)
+    folder = pathlib.Path(folder)
+    said = json.loads((folder / "adapter_config.json").read_text())
+    data = (folder / "adapter_model.safetensors").read_bytes()
+  said["base_model_name_or_path"] = case
+  said |= {k: sorted(v) for k, v in said.items() if isinstance(v, list)}
+  tensors = safetensors.numpy.load(data)
+  return {
+    f"{kind}/config": np.array(json.dumps(said, sort_keys=True)),
+    **{f"{kind}/tensors/{name}": x for name, x in tensors.items()},
+  }
 
 
 def blocks() -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 What peft and bitsandbytes give is in tests/golden/peft.npz.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -25,6 +26,7 @@ from models import (
   leaves,
   prefix,
 )
+from models.layers import heads
 from tests.convert.test_hf import save
 
 STORED = pathlib.Path(__file__).parent.parent / "golden" / "peft.npz"
@@ -71,12 +73,26 @@ def ask(config, params):
 
   @jax.jit
   def run(params):
-    hidden, _ = families.build(config).apply(
-      {"params": params}, tokens, positions, jnp.ones_like(tokens)
+    hidden, _ = prefix.apply(
+      config, params, tokens, positions, jnp.ones_like(tokens)
     )
     return families.logits(config, params, hidden)
 
   return run(params)
+
+
+def lay(out, base, adapter):
+  """A checkpoint of an adapter with leaves of chance; gives the leaves."""
+  model = checkpoint.config(base)
+  scanned = dataclasses.replace(model, scanned=True)
+  leaves = arrays.by_path(adapters.own(adapter, scanned)[0])
+  rng = np.random.default_rng(0)
+  own = {
+    n: np.float32(0.4 * rng.normal(size=x.shape)) for n, x in leaves.items()
+  }
+  parts = [(name, (), x) for name, x in own.items()]
+  peft._lay(out, base, model, adapter, leaves, parts)
+  return own
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,17 +144,8 @@ def test_what_texts_begin_with_is_read_as_theirs(kind, golden):
   )
   expected = golden[f"{kind}/logits"]
   tokens = jnp.asarray(cases.batch(config).tokens)
-  positions = jnp.broadcast_to(jnp.arange(16), tokens.shape)
-
-  @jax.jit
-  def run(params):
-    (hidden, _) = prefix.apply(
-      config, params, tokens, positions, jnp.ones_like(tokens)
-    )
-    return families.logits(config, params, hidden)
-
   atol = 1e-5 * abs(expected).max()
-  np.testing.assert_allclose(run(params), expected, atol=atol)
+  np.testing.assert_allclose(ask(config, params), expected, atol=atol)
   assert abs(ask(config, base) - expected).max() > 100 * atol
 
   single, apart = decode.unrolled(config, params)
@@ -150,6 +157,145 @@ def test_what_texts_begin_with_is_read_as_theirs(kind, golden):
   got, cache = read(single, apart, tokens[:, 15:], real[:, :1], cache)
   np.testing.assert_allclose(got, expected[:, -1], atol=atol)
   np.testing.assert_array_equal(cache.lengths, 5 + 16)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix", "projected"])
+def test_what_texts_begin_with_comes_in_and_goes_out(
+  kind, golden, theirs, tmp_path
+):
+  """Logits of peft, from its file, which has no network; back to the bit."""
+  folder, tensors = theirs(kind)
+  base, _ = save(tmp_path / "base", cases.CASES["llama"])
+  ours, back = epath.Path(tmp_path) / "ours", epath.Path(tmp_path) / "back"
+  of = adapters.Prompt if kind in ("prompt", "ptuning") else adapters.Prefix
+  assert peft.take(folder, base, ours) == of(n_tokens=5)
+  config, params = checkpoint.load(ours)
+  expected = golden[f"{kind}/logits"]
+  got = ask(config, params)
+  np.testing.assert_allclose(got, expected, atol=2e-6 * abs(expected).max())
+  assert peft.give(ours, back) == 1
+  again = safetensors.numpy.load(
+    (back / "adapter_model.safetensors").read_bytes()
+  )
+  assert again.keys() == tensors.keys() == {"prompt_embeddings"}
+  np.testing.assert_array_equal(
+    again["prompt_embeddings"], tensors["prompt_embeddings"]
+  )
+  said, was = (
+    json.loads((f / "adapter_config.json").read_text()) for f in (back, folder)
+  )
+  plain = "PREFIX_TUNING" if of is adapters.Prefix else "PROMPT_TUNING"
+  assert said.pop("peft_type") == plain
+  assert not said.pop("prefix_projection", False)
+  said.pop("base_model_name_or_path")
+  assert said == {key: was[key] for key in said}
+
+
+@pytest.mark.parametrize(
+  ("adapter", "kind"),
+  [
+    (adapters.Prompt(n_tokens=3), "PROMPT_TUNING"),
+    (adapters.Prompt(n_tokens=3, d_network=12), "P_TUNING"),
+    (adapters.Prefix(n_tokens=3), "PREFIX_TUNING"),
+    (adapters.Prefix(n_tokens=3, d_network=12), "PREFIX_TUNING"),
+  ],
+)
+def test_ours_goes_out_as_what_its_network_makes(adapter, kind, tmp_path):
+  """Leaves come back to the bit where there is none; said is what it was."""
+  base, _ = save(tmp_path / "base", cases.CASES["gpt2"])
+  ours, theirs, back = (epath.Path(tmp_path) / n for n in ("a", "b", "c"))
+  own = lay(ours, base, adapter)
+  peft.give(ours, theirs)
+  said = json.loads((theirs / "adapter_config.json").read_text())
+  assert said["peft_type"] == kind
+  network = adapter.d_network is not None
+  assert said.get("encoder_hidden_size") == adapter.d_network
+  assert said.get("prefix_projection", network) == network
+  plain = dataclasses.replace(adapter, d_network=None)
+  assert peft.take(theirs, base, back) == plain
+  leaves = dict(arrays.read(back / "params"))
+  assert leaves.keys() == {"prefix/rows"}
+  if not network:
+    np.testing.assert_array_equal(leaves["prefix/rows"], own["prefix/rows"])
+  made = (checkpoint.load(path)[1]["prefix"] for path in (ours, back))
+  for x, y in zip(*map(jax.tree.leaves, made), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+  ("kind", "extra", "told"),
+  [
+    ("ptuning", {"encoder_reparameterization_type": "LSTM"}, "type='LSTM'"),
+    ("prefix", {"num_transformer_submodules": 2}, "submodules=2"),
+    ("prompt", {"task_type": "SEQ_2_SEQ_LM"}, "task_type='SEQ_2_SEQ_LM'"),
+    ("prompt", {"modules_to_save": ["score"]}, "modules_to_save"),
+    ("prompt", {"cpt_mask": [1]}, "cpt_mask"),
+    ("prompt", {"peft_type": "CPT"}, "peft_type='CPT'"),
+    ("prompt", {"num_layers": 3}, "num_layers=3, and it is 2"),
+    ("prompt", {"num_virtual_tokens": 4}, "num_virtual_tokens=4, and it is 5"),
+    ("prefix", {"num_attention_heads": 4}, "num_attention_heads=4"),
+    ("prompt", {"peft_type": "PREFIX_TUNING"}, "token_dim=32, and it is 16"),
+    ("prefix", {"token_dim": None, "peft_type": "P_TUNING"}, "heads=2"),
+  ],
+)
+def test_what_a_prompt_cannot_say_is_told(kind, extra, told, theirs, tmp_path):
+  folder, _ = theirs(kind, **extra)
+  base, _ = save(tmp_path / "base", cases.CASES["llama"])
+  with pytest.raises(ValueError, match=told):
+    peft.take(folder, base, epath.Path(tmp_path) / "ours")
+
+
+@pytest.mark.parametrize(
+  ("tensors", "told"),
+  [
+    (
+      {"prompt_embeddings": (5, 31)},
+      r"\(5, 31\), and the base takes \(5, 32\)",
+    ),
+    ({"prompt_embeddings": (5, 2, 16)}, "no table"),
+    ({"prompt_embeddings": (5, 32), "score.weight": (3, 32)}, "score.weight"),
+    ({"embedding.weight": (5, 32)}, "prompt_embeddings is all that is known"),
+  ],
+)
+def test_tensors_that_are_no_prompt_are_told(tensors, told, tmp_path):
+  folder = epath.Path(tmp_path) / "theirs"
+  folder.mkdir()
+  (folder / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+  data = safetensors.numpy.save(
+    {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+  )
+  (folder / "adapter_model.safetensors").write_bytes(data)
+  base, _ = save(tmp_path / "base", cases.CASES["llama"])
+  with pytest.raises(ValueError, match=told):
+    peft.take(folder, base, epath.Path(tmp_path) / "ours")
+
+
+@pytest.mark.parametrize(
+  ("case", "adapter", "told"),
+  [
+    ("gemma", adapters.Prompt(), "multiplies its embeddings"),
+    ("llama_dynamic", adapters.Prompt(), "rope_scaling.kind='dynamic'"),
+    ("falcon_40b", adapters.Prefix(), "all 4 heads"),
+    ("deepseek_v2_lite", adapters.Prefix(), "all 4 heads"),
+    ("gemma2", adapters.Prefix(), "model.pattern"),
+  ],
+)
+def test_models_that_peft_reads_otherwise_are_told(
+  case, adapter, told, tmp_path
+):
+  base, _ = save(tmp_path / "base", cases.CASES[case])
+  lay(epath.Path(tmp_path) / "ours", base, adapter)
+  with pytest.raises(ValueError, match=told):
+    peft.give(epath.Path(tmp_path) / "ours", epath.Path(tmp_path) / "theirs")
+
+
+def test_a_prompt_before_a_head_for_labels_is_told(theirs, tmp_path):
+  folder, _ = theirs("prompt")
+  labels = heads.Labels(kinds=("texts",), n_labels=3)
+  config = dataclasses.replace(cases.CASES["llama"], heads=labels)
+  base, _ = save(tmp_path / "base", config)
+  with pytest.raises(ValueError, match="not beside heads"):
+    peft.take(folder, base, epath.Path(tmp_path) / "ours")
 
 
 def test_pissa_leaves_as_twice_the_rank(tmp_path):
