@@ -79,8 +79,8 @@ class Prefix:
   def begin(self, model: families.Config, base: Any, key: Array) -> Own:
     """Its leaves: normal(0, 1) as in peft, of the network or of all layers."""
     del base
-    heads, width, _ = model.kept
-    n_all = model.n_layers * 2 * heads * width
+    heads, *widths = model.kept
+    n_all = model.n_layers * heads * sum(widths)
     keys = jax.random.split(key, 3)
     if self.d_network is None:
       return {"rows": jax.random.normal(keys[0], (self.n_tokens, n_all))}
@@ -89,16 +89,21 @@ class Prefix:
     return own | _linear(1, (self.d_network, n_all), keys[2])
 
   def made(self, model: families.Config, own: Own) -> Own:
-    """What the model reads of its leaves: [layers, P, K, H] of either."""
+    """What the model reads of its leaves: [layers, P, K, H] of either.
+
+    H of keys and of values differ where a model keeps latents: `model.kept`.
+    """
     x = own["rows"]
     if self.d_network is not None:
       x = _affine(own, 1, jnp.tanh(_affine(own, 0, x)))
-    heads, width, _ = model.kept
-    x = x.reshape(self.n_tokens, model.n_layers, 2, heads, width)
-    return {
-      "keys": x[:, :, 0].swapaxes(0, 1),
-      "values": x[:, :, 1].swapaxes(0, 1),
-    }
+    heads, *widths = model.kept
+    n, n_layers = self.n_tokens, model.n_layers
+    both = jnp.split(x.reshape(n, n_layers, -1), [heads * widths[0]], -1)
+    keys, values = (
+      part.reshape(n, n_layers, heads, width).swapaxes(0, 1)
+      for part, width in zip(both, widths, strict=True)
+    )
+    return {"keys": keys, "values": values}
 
 
 def check(model: families.Config) -> None:
