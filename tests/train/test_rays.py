@@ -15,7 +15,7 @@ from train.core import rays, searching
 
 needs_ray = pytest.mark.skipif(
   importlib.util.find_spec("ray") is None,
-  reason="no Ray: pip install -e '.[ray]'",
+  reason="no Ray: make slow installs it",
 )
 LAWS = {
   "optim.lr": ("log", 1e-4, 1e-1),

@@ -78,6 +78,8 @@ def cluster(address: str) -> Iterator[None]:
   os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
   os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
   os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+  # A run that is stopped ahead of its first figure has none to tell.
+  os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
   ray = _ray()
   quiet = {"log_to_driver": False, "logging_level": "ERROR"}
   if not address:
@@ -196,16 +198,24 @@ def _alone(folder: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listening(folder: epath.Path) -> Iterator[None]:
-  """Asks all runs to stop where this process is asked to."""
-  kept = {
-    number: signal.signal(number, lambda *_: (folder / _STOP).touch())
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
+  """Asks all runs to stop where this process is asked to; a second time ends it."""
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  kept = {number: signal.getsignal(number) for number in numbers}
+
+  def put_back() -> None:
+    for number, handler in kept.items():
+      signal.signal(number, handler)
+
+  def ask(*_) -> None:
+    (folder / _STOP).touch()
+    put_back()
+
+  for number in numbers:
+    signal.signal(number, ask)
   try:
     yield
   finally:
-    for number, handler in kept.items():
-      signal.signal(number, handler)
+    put_back()
 
 
 def _trial(
@@ -291,7 +301,7 @@ def _drawing(
       return {**trial.params, _NUMBER: number}
 
     def on_trial_result(self, trial_id, result):
-      if _ENDED not in result:
+      if _ENDED not in result and not result["done"]:
         self._open[trial_id][0].report(result[search.metric], result["step"])
 
     def on_trial_complete(self, trial_id, result=None, error=False):
@@ -318,5 +328,5 @@ def _drawing(
   for trial in made.get_trials(deepcopy=False):
     is_ours = trial.user_attrs.get(_OWNED) == trial.number
     if is_ours and trial.state.name == "RUNNING":
-      searching.again(made, trial)
+      searching.remake(made, trial)
   return Drawing()

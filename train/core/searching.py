@@ -193,7 +193,7 @@ def ended(number: int, metric: str, figure: float, is_behind: bool) -> str:
   return f"trial {number}: {metric} {figure:.4f}{ending}"
 
 
-def again(made: Study, trial: Trial) -> None:
+def remake(made: Study, trial: Trial) -> None:
   """Has a trial that was cut made once more, in its folder."""
   fail(made, trial.number)
   _optuna().storages.RetryHeartbeatStaleTrialCallback()(made, trial)
