@@ -178,7 +178,7 @@ def test_asha_ends_what_falls_behind(tmp_path):
     state: [n for s, n in zip(states, steps, strict=True) if s == state]
     for state in ("COMPLETE", "PRUNED")
   }
-  assert len(by_state["PRUNED"]) >= 5 and len(states) == 16
+  assert len(by_state["PRUNED"]) >= 3 and len(states) == 16
   assert set(by_state["PRUNED"]) <= {1, 3, 9, 27}
   assert set(by_state["COMPLETE"]) == {27}
 
