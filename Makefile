@@ -87,7 +87,7 @@ lint: .venv/test
 	touch $@
 
 .venv/plan: .venv/test
-	$(PIP) -e '.[test,plan,search,mlflow,wandb,notebooks]'
+	$(PIP) -e '.[test,plan,search,ray,mlflow,wandb,notebooks]'
 	touch $@
 
 .venv/parity: .venv/test

@@ -76,6 +76,7 @@ setuptools.setup(
     "lm-eval": ["lm-eval==0.4.13"],
     "export": ["gguf>=0.19", "onnx>=1.20", "onnxruntime>=1.23"],
     "search": ["optuna>=5.0"],
+    "ray": ["ray[tune]>=2.60", "optuna>=5.0"],
     # The last two are what it keeps a database with.
     "mlflow": ["mlflow-skinny>=3.17", "alembic>=1.16", "SQLAlchemy>=2.0"],
     "wandb": ["wandb>=0.28"],

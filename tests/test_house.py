@@ -33,7 +33,7 @@ SHARDING = {"jax", "jaxtyping", "numpy"}
 # Optional packages: imported in the one function that needs them.
 OPTIONAL = {
   "bitsandbytes", "fastapi", "gguf", "lm_eval", "mlflow", "onnx",
-  "onnxruntime", "optuna", "peft", "rouge_score", "sacrebleu", "sklearn", "torch",
+  "onnxruntime", "optuna", "peft", "ray", "rouge_score", "sacrebleu", "sklearn", "torch",
   "transformers", "uvicorn", "wandb",
 }  # fmt: skip
 LONG_FUNCTIONS = {  # "path:name" -> why it may have 200 lines

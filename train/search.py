@@ -8,6 +8,12 @@ other in WORKDIR/NUMBER, until --trials have ended; several hosts that share
 --storage (by default WORKDIR/study.db) make them side by side. Killed and started
 again, a search goes on, and so does the run that was cut. Needs the extra `search`.
 
+    python -m train.search --config=configs/sweeps/micro.py --workdir=runs/search --by=ray --takes=CPU=1
+
+Ray Tune makes the same trials side by side, on this machine or, with --address, on
+the hosts of a cluster that see WORKDIR (train/core/rays.py). Each takes a whole
+host, or what --takes says. Needs the extra `ray`.
+
 The table goes to WORKDIR/table.md; the last line is JSON: the best trial.
 Exits with 75 where it was asked to stop.
 """
@@ -18,13 +24,17 @@ from absl import flags
 from etils import epath
 
 from configs import door
-from data import prepare
 from models import durable
 from train import pretrain
-from train.core import preemption, searching, sinks, sweeps
+from train.core import preemption, rays, searching, trials
 
 _TRIALS = flags.DEFINE_integer("trials", 20, "that end, of all hosts", 1)
 _STORAGE = flags.DEFINE_string("storage", "", "database; WORKDIR/study.db")
+_BY = flags.DEFINE_enum("by", "optuna", ["optuna", "ray"], "who makes trials")
+_ADDRESS = flags.DEFINE_string("address", "", "of a Ray cluster, as HOST:6379")
+_TAKES = flags.DEFINE_list(
+  "takes", [], "of a Ray cluster, for a trial: CPU=4,GPU=1"
+)
 
 SECTIONS = pretrain.SECTIONS
 
@@ -34,39 +44,23 @@ def main(config: door.Config, workdir: epath.Path) -> int:
   spec = flags.FLAGS.config
   if not spec:
     raise ValueError("--config=PAGE.py is missing: a search is part of a page.")
+  by_ray, takes = _BY.value == "ray", _takes()
+  if not by_ray and (_ADDRESS.value or takes):
+    raise ValueError("--address and --takes are of Ray: add --by=ray.")
   search = searching.Search(**door.ask_page(spec, "get_search"))
   workdir.mkdir(parents=True, exist_ok=True)
   url = _STORAGE.value or f"sqlite:///{workdir}/study.db"
-  study = searching.study(search, url, spec)
-  page, code = config.to_dict(), 0
-
-  def objective(number, overrides, report):
-    run = sweeps.make(page, number, overrides, SECTIONS, workdir)
-    text = run.config.data
-    folder = prepare.folder(text, run.folder)
-    prepare.prepare(text, run.config.tokenizer, folder)
-    print(f"trial {number}: {_told(overrides)}", flush=True)
-    told: dict[int, bool] = {}  # step -> whether to end there
-
-    def is_over() -> bool:
-      for row in sinks.rows(run.folder):
-        if search.metric in row and row["step"] not in told:
-          told[row["step"]] = report(row["step"], row[search.metric])
-      return any(told.values())
-
-    code = sweeps.start(run, sweeps.program("train.pretrain"), is_over)
-    is_behind = is_over()
-    if code == preemption.EXIT_CODE and not is_behind:
-      raise searching.Stopped
-    if code not in (0, preemption.EXIT_CODE) or not told:
-      raise RuntimeError(f"{run.folder / 'output.txt'} says what went wrong")
-    figure = run.figures[search.metric]
-    ending = ", behind others: ended" if is_behind else ""
-    print(f"  {search.metric} {figure:.4f}{ending}", flush=True)
-    return figure
-
+  place = workdir.resolve() if by_ray else workdir
+  objective = trials.Trials(config.to_dict(), SECTIONS, place, search.metric)
+  code, n = 0, _TRIALS.value
   try:
-    searching.run(study, search, objective, _TRIALS.value)
+    if by_ray:
+      with rays.cluster(_ADDRESS.value):
+        study = searching.study(search, url, spec)
+        rays.run(study, search, objective, n, workdir, takes)
+    else:
+      study = searching.study(search, url, spec)
+      searching.run(study, search, objective, n)
   except searching.Stopped:
     code = preemption.EXIT_CODE
   table = searching.table(study, search.metric)
@@ -82,8 +76,14 @@ def main(config: door.Config, workdir: epath.Path) -> int:
   return code
 
 
-def _told(overrides) -> str:
-  return ", ".join(f"{k}={v}" for k, v in overrides.items())
+def _takes() -> dict[str, float]:
+  """What --takes says, by the names of Ray."""
+  try:
+    return {k: float(n) for k, n in (pair.split("=") for pair in _TAKES.value)}
+  except ValueError:
+    raise ValueError(
+      f"--takes={','.join(_TAKES.value)}: expected numbers by name, as CPU=4,GPU=1."
+    ) from None
 
 
 if __name__ == "__main__":

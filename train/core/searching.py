@@ -15,11 +15,13 @@ from configs import common
 
 Law = Sequence[Any]  # as in configs.common.sample
 # (number of the folder, settings, report) to the figure; report(step, figure) tells
-# how the run stands, and says whether to end it.
+# how the run stands, and says whether to end it. Where runs are elsewhere, a fourth
+# argument, is_asked, says whether to stop.
 Report = Callable[[int, float], bool]
-Objective = Callable[[int, common.Override, Report], float]
+IsAsked = Callable[[], bool]  # whether to stop, and go on another time
+Objective = Callable[..., float]
 _HEARTBEAT_SECONDS = 10
-_MOST_FAILED = 3  # runs in a row
+MOST_FAILED = 3  # runs in a row
 
 
 Study = Any  # of optuna
@@ -123,18 +125,16 @@ def run(
     ValueError: several runs failed, one after the other.
   """
   optuna = _optuna()
-  states = optuna.trial.TrialState
-  ended = (states.COMPLETE, states.PRUNED)
-  enough = optuna.study.MaxTrialsCallback(n_trials, states=ended)
+  enough = optuna.study.MaxTrialsCallback(n_trials, states=_ended())
   again = optuna.storages.RetryHeartbeatStaleTrialCallback()
   failed: list[str] = []
 
   def one(trial: Trial) -> float:
-    number = again.retried_trial_number(made.trials[trial.number])
-    number = trial.number if number is None else number
+    number = folder(made, trial.number)
     overrides = {k: _draw(trial, k, law) for k, law in search.laws.items()}
 
     is_behind = False
+    print(begun(number, overrides), flush=True)
 
     def report(step: int, figure: float) -> bool:
       nonlocal is_behind
@@ -149,18 +149,68 @@ def run(
       raise
     except RuntimeError as error:
       failed.append(str(error))
-      if len(failed) == _MOST_FAILED:
+      if len(failed) == MOST_FAILED:
         raise ValueError(
           f"{len(failed)} runs failed, one after the other: {'; '.join(failed)}"
         ) from error
       raise
     failed.clear()
+    print(ended(number, search.metric, figure, is_behind), flush=True)
     if is_behind:
       raise optuna.TrialPruned
     return figure
 
-  if len(made.get_trials(deepcopy=False, states=ended)) < n_trials:
+  if n_ended(made) < n_trials:
     made.optimize(one, callbacks=[enough], catch=(RuntimeError,))
+
+
+def n_ended(made: Study) -> int:
+  """Trials that ended, well or pruned, of all hosts."""
+  return len(made.get_trials(deepcopy=False, states=_ended()))
+
+
+def _ended() -> tuple[Any, ...]:
+  states = _optuna().trial.TrialState
+  return states.COMPLETE, states.PRUNED
+
+
+def folder(made: Study, number: int) -> int:
+  """The number of a trial's folder: of the one that it makes again, or its own."""
+  again = _optuna().storages.RetryHeartbeatStaleTrialCallback
+  first = again.retried_trial_number(made.trials[number])
+  return number if first is None else first
+
+
+def begun(number: int, overrides: common.Override) -> str:
+  """The line for a trial that begins."""
+  settings = ", ".join(f"{k}={v}" for k, v in overrides.items())
+  return f"trial {number}: {settings}"
+
+
+def ended(number: int, metric: str, figure: float, is_behind: bool) -> str:
+  """The line for one that ended."""
+  ending = ", behind others: ended" if is_behind else ""
+  return f"trial {number}: {metric} {figure:.4f}{ending}"
+
+
+def remake(made: Study, trial: Trial) -> None:
+  """Has a trial that was cut made once more, in its folder."""
+  fail(made, trial.number)
+  _optuna().storages.RetryHeartbeatStaleTrialCallback()(made, trial)
+
+
+def fail(made: Study, number: int) -> None:
+  """Ends a trial whose run failed."""
+  made.tell(number, state=_optuna().trial.TrialState.FAIL)
+
+
+def end(made: Study, trial: Trial, figure: float, is_behind: bool) -> None:
+  """Ends a trial, well or as one that fell behind."""
+  states = _optuna().trial.TrialState
+  if is_behind:
+    made.tell(trial, state=states.PRUNED)
+  else:
+    made.tell(trial, figure)
 
 
 def _draw(trial: Trial, key: str, law: Law) -> Any:

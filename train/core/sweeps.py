@@ -15,6 +15,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -125,7 +126,7 @@ def start(
 ) -> int:
   """Starts or resumes a run in a process of its own, and waits for it.
 
-  Signals are handed on: the run saves, and says 75.
+  Signals that the main thread gets are handed on: the run saves, and says 75.
 
   Args:
     run: of a sweep.
@@ -155,9 +156,11 @@ def start(
       stdout=output,
       stderr=subprocess.STDOUT,
     )
+    # Elsewhere none can be heard: there, is_over asks the run to stop.
+    is_main = threading.current_thread() is threading.main_thread()
     kept = {
       number: signal.signal(number, lambda number, _: child.send_signal(number))
-      for number in _SIGNALS
+      for number in (_SIGNALS if is_main else ())
     }
     try:
       while (code := _waited(child)) is None:
