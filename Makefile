@@ -3,6 +3,7 @@
 # make slow    what takes minutes         make parity  every mesh against one device
 # make parity-hf  against transformers
 # make smollm2 a model with real weights, fetched, imported and asked
+# make ray    searches by Ray Tune on a cluster of this machine
 # make notebooks  executes notebooks/, whole: half an hour
 # make smollm2-lora          tunes it: before, after, merged, for transformers
 # make smollm2-lora-theirs   what transformers writes then, token by token
@@ -70,6 +71,9 @@ faults: .venv/test
 notebooks: .venv/plan
 	$(VENV) -m notebooks.execute
 
+ray: .venv/ray
+	$(VENV) -m pytest -m slow tests/train/test_rays.py
+
 slow: .venv/plan
 	$(VENV) -m pytest -m slow
 
@@ -87,7 +91,11 @@ lint: .venv/test
 	touch $@
 
 .venv/plan: .venv/test
-	$(PIP) -e '.[test,plan,search,ray,mlflow,wandb,notebooks]'
+	$(PIP) -e '.[test,plan,search,mlflow,wandb,notebooks]'
+	touch $@
+
+.venv/ray: .venv/test
+	$(PIP) -e '.[test,ray]'
 	touch $@
 
 .venv/parity: .venv/test
@@ -95,4 +103,4 @@ lint: .venv/test
 	touch $@
 
 .PHONY: demo test smollm2 smollm2-lora smollm2-lora-theirs real_weights parity \
-  parity-hf notebooks slow faults lint
+  parity-hf notebooks ray slow faults lint

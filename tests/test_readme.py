@@ -17,10 +17,10 @@ SHORT = {
   "word2vec": "epochs=1",
   "sweeps/micro": "scale=0.005,steps=4",
 }
-# Real weights from a package, a second checkpoint's figures, a judge's address:
-# no command of the page makes them. tests/train/test_tasks.py and test_compare.py
-# run these commands on what they make themselves.
-FROM_ELSEWHERE = ("runs/smollm2", "runs/others")
+# Real weights from a package, a second checkpoint's figures, a judge's address,
+# Ray: no command of the page makes them. tests/train/test_tasks.py, test_compare.py
+# and test_rays.py run these commands on what they make themselves.
+FROM_ELSEWHERE = ("runs/smollm2", "runs/others", "--by=ray")
 
 
 def _commands() -> list[str]:

@@ -15,7 +15,7 @@ from train.core import rays, searching
 
 needs_ray = pytest.mark.skipif(
   importlib.util.find_spec("ray") is None,
-  reason="no Ray: make slow installs it",
+  reason="no Ray (240 MB): make ray installs it",
 )
 LAWS = {
   "optim.lr": ("log", 1e-4, 1e-1),
