@@ -74,10 +74,8 @@ notebooks: .venv/plan
 ray: .venv/ray
 	$(VENV) -m pytest -m slow tests/train/test_rays.py
 
-# Files side by side; several compile for TPUs at once.
-slow: export ALLOW_MULTIPLE_LIBTPU_LOAD = 1
 slow: .venv/plan
-	$(VENV) -m pytest -n 2 --dist loadfile -m slow
+	$(VENV) -m pytest -m slow
 
 lint: .venv/test
 	$(VENV) -m ruff check .
