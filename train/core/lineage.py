@@ -40,6 +40,8 @@ def record(
     parent: the checkpoint that the run began from.
     step: that this life begins at.
   """
+  if jax.process_index():
+    return
   lines = [
     *(read(workdir) if step else ()),
     _life(config, opened, parent, step),
