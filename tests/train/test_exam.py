@@ -1,5 +1,6 @@
 """A task from its page to its report; killed in the middle, and again."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -104,6 +105,20 @@ def test_a_task_that_is_killed_ends_at_the_same_bytes(
   # Done is done: no batch is asked again.
   left = kill_after(0, monkeypatch)
   assert exam.sit(who, asked, parts, checkpoint)["n_items"] == len(ROWS)
+
+
+def test_a_figure_that_there_is_not_is_told_ahead(
+  who, spec, checkpoint, tmp_path, monkeypatch
+):
+  """Before anything is asked."""
+  asked = task.load(spec)
+  config = dataclasses.replace(asked.config, metrics=("acc", "pass_at_1"))
+  asked = dataclasses.replace(asked, config=config)
+  kill_after(0, monkeypatch)
+  with pytest.raises(
+    ValueError, match="'pass_at_1' is not known.*there are acc"
+  ):
+    exam.sit(who, asked, epath.Path(tmp_path) / "out", checkpoint)
 
 
 def test_other_rows_or_weights_are_asked_anew(

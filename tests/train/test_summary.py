@@ -3,9 +3,11 @@
 import json
 import re
 
+import jax
 import pytest
 from etils import epath
 
+from data import store
 from models import checkpoint, manifest
 from train import pretrain
 from train.core import lineage, sinks, summary
@@ -69,6 +71,20 @@ def test_lineage_tells_lives_data_and_digests(ended):
   card = json.loads((checkpoint.find(workdir) / "card.json").read_text())
   assert card["git"] == last["git"] and card["git"].rstrip("+") in text
   assert "those before" in text
+
+
+def test_other_hosts_leave_the_lineage_to_the_first(ended, monkeypatch):
+  """Two that put the same file in its place can fail at it."""
+  config, workdir = ended
+  before = (workdir / lineage.FILE).read_text()
+  opened = store.Store(workdir / "store")
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  lineage.record(workdir, config, opened, None, 4)
+  assert (workdir / lineage.FILE).read_text() == before
+  monkeypatch.undo()
+  lineage.record(workdir, config, opened, None, 4)
+  assert len(lineage.read(workdir)) == 3
+  (workdir / lineage.FILE).write_text(before)
 
 
 def test_samples_cannot_break_out_of_their_fence(tmp_path, ended):

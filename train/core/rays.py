@@ -322,9 +322,6 @@ def _drawing(
     def save(self, checkpoint_path):
       epath.Path(checkpoint_path).touch()  # the study is saved already
 
-    def restore(self, checkpoint_path):
-      raise NotImplementedError
-
   for trial in made.get_trials(deepcopy=False):
     is_ours = trial.user_attrs.get(_OWNED) == trial.number
     if is_ours and trial.state.name == "RUNNING":

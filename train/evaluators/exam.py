@@ -28,12 +28,13 @@ from train.evaluators import (
 from train.evaluators.subject import Subject
 from train.evaluators.task import Task
 
+# What asks, and the figures that there are of its records.
 _KINDS = {
-  "choice": options,
-  "text": texts,
-  "writing": writing,
-  "program": writing,
-  "label": labels,
+  "choice": (options.ask, options.METRICS),
+  "text": (texts.ask, texts.METRICS),
+  "writing": (writing.ask, writing.METRICS),
+  "program": (writing.ask, (*writing.METRICS, "pass_at_1")),
+  "label": (labels.ask, labels.METRICS),
 }
 Result = dict[str, Any]
 
@@ -66,7 +67,7 @@ def check(task: Task) -> None:
   Raises:
     ValueError: see `metrics.check`.
   """
-  known = _KINDS[task.config.kind].METRICS
+  _, known = _KINDS[task.config.kind]
   read = [f"exact_match_{name}" for name in task.readings]
   metrics.check(task.config.metrics, [*known, *read])
 
@@ -80,7 +81,8 @@ def ask(
     ValueError: see `check`.
   """
   check(task)
-  records = _KINDS[task.config.kind].ask(subject, task, run)
+  kind_ask, _ = _KINDS[task.config.kind]
+  records = kind_ask(subject, task, run)
   found = metrics.figures(task.config.metrics, records)
   result = {
     "task": task.title,

@@ -19,7 +19,7 @@ from train.evaluators.subject import Subject
 from train.evaluators.task import Item, Task, Writing
 
 # Of a reading R of the page, also exact_match_R.
-METRICS = ("exact_match", "bleu", "chrf", *metrics.ROUGE, "pass_at_1")
+METRICS = ("exact_match", "bleu", "chrf", *metrics.ROUGE)
 _LOOK_EVERY = 8  # tokens between two looks for stop strings
 
 
