@@ -14,7 +14,14 @@ from models import families, prefix
 N, LENGTH = 4, 12
 
 
-@pytest.fixture(params=["llama", "gpt2", "deepseek_v2_lite", "deepseek_v3"])
+@pytest.fixture(
+  params=[
+    "llama",
+    "gpt2",
+    "deepseek_v3",
+    pytest.param("deepseek_v2_lite", marks=pytest.mark.slow),
+  ]
+)
 def model(request):
   return dataclasses.replace(cases.CASES[request.param], scanned=False)
 
