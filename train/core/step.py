@@ -154,6 +154,7 @@ def over_micro_batches(
   if n_micro == 1:
     return function(batch, jax.random.fold_in(key, 0))
   parts = split(batch, n_micro)
+  function = jax.jit(function, inline=True)  # traced once, run many times
   shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts), key)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
