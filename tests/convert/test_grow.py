@@ -83,7 +83,7 @@ def test_old_rows_keep_their_bits_and_new_ones_are_sane(
   logits = []
   for at in (path, out):
     model, params = checkpoint.load(at)
-    hidden, _ = families.build(model).apply(
+    hidden, _ = jax.jit(families.build(model).apply)(
       {"params": params},
       ids,
       jnp.arange(ids.shape[1])[None],

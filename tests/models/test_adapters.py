@@ -4,6 +4,7 @@ F1, F2, F4, F6.
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -59,8 +60,8 @@ def ask():
 
 
 def begun(config, base):
-  own, kept = adapters.begin(config, MODEL, base, jax.random.key(2))
-  return own, kept
+  begin = functools.partial(adapters.begin, config, MODEL)
+  return jax.jit(begin)(base, jax.random.key(2))
 
 
 def moved(own, size=0.1):

@@ -54,7 +54,8 @@ def _layer(capacity_factor):
   layer = moe.Experts(config, 12, "silu", jnp.dtype("float32"))
   x = jax.random.normal(jax.random.key(0), (2, 16, 8))
   live = jnp.ones((2, 16), bool).at[1, 10:].set(False)
-  params = nn.unbox(layer.init(jax.random.key(1), x, live, True)["params"])
+  init = jax.jit(lambda: nn.unbox(layer.init(jax.random.key(1), x, live, True)))
+  params = init()["params"]
   # Routers start near zero: make some experts wanted, so that some overflow.
   params["router"] = 3 * jax.random.normal(jax.random.key(2), (8, 4))
   return layer, params, x, live
@@ -63,9 +64,10 @@ def _layer(capacity_factor):
 def test_a_layer_is_the_sum_over_its_chosen_experts():
   """Against a loop in numpy, with a capacity that many tokens do not fit."""
   layer, params, x, live = _layer(0.75)
-  out, sown = layer.apply(
-    {"params": params}, x, live, False, mutable=["figures"]
+  run = jax.jit(
+    lambda p: layer.apply({"params": p}, x, live, False, mutable=["figures"])
   )
+  out, sown = run(params)
   w = jax.tree.map(np.float64, params)
   x64 = np.float64(x)
   n_slots = int(np.ceil(16 * 2 / 4 * 0.75))

@@ -29,12 +29,11 @@ def model(request):
 def test_keys_and_values_of_words_are_those_words(model):
   """Of the rows that `Prefix` trains: hidden states within 1e-5 of the largest."""
   params = families.init(model, jax.random.key(0))
+  apply = jax.jit(families.build(model).apply)
   text = jax.random.randint(jax.random.key(1), (1, LENGTH), 0, model.vocab_size)
   at = jnp.arange(LENGTH)[None]
-  whole, _ = families.build(model).apply(
-    {"params": params}, text, at, jnp.ones_like(at)
-  )
-  _, read = families.build(model).apply(
+  whole, _ = apply({"params": params}, text, at, jnp.ones_like(at))
+  _, read = apply(
     {"params": params},
     text[:, :N],
     at[:, :N],
@@ -51,7 +50,7 @@ def test_keys_and_values_of_words_are_those_words(model):
   own = {"rows": jnp.concatenate(rows, 1)}
   assert own["rows"].shape == begun["rows"].shape
   params[prefix.NAME] = how.made(model, own)
-  there, _ = prefix.apply(
+  there, _ = jax.jit(prefix.apply, static_argnums=0)(
     model, params, text[:, N:], at[:, : LENGTH - N], at[:, N:]
   )
   error = np.abs(there - whole[:, N:]).max() / np.abs(whole).max()
