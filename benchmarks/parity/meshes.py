@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -104,21 +104,41 @@ def run(
       would blow up the noise of tiny ones.
     seed: of dropout.
   """
+  go = _compiled(model, batch, config, n_micro, optimizer, seed)
+  return go(batch, n_steps)
+
+
+def _compiled(
+  model: families.Config,
+  batch: Batch,
+  config: mesh.Config | None = None,
+  n_micro: int = 1,
+  optimizer: optim.Config | None = None,
+  seed: int = 3,
+) -> Callable[[Batch, int], Outcome]:
+  """Steps from the same start, on any batch of this shape: see `run`."""
   layout, how = place(config), config and config.pipeline
   transform, update = _step(model, layout, n_micro, how, optimizer, seed)
   # Moved there, not made there: compiling `init` would take half the time.
   first = jax.device_get(state.start(cases.params(model), transform))
   places = state.shardings(model, transform, layout)
-  last = jax.device_put(first, places)
-  batch = jax.tree.map(
-    lambda x: x[:, context.columns(layout, x.shape[1])], batch
-  )
-  batch = jax.device_put(batch, layout.batch)
-  compiled, _ = loop.compile_step(update, last, batch, layout)
-  for _ in range(n_steps):
-    last, metrics, _ = compiled(last, batch)
-  report.check(last, places, limit_bytes=0)
-  return Outcome(last, loop.divide([metrics]), compiled)
+
+  def put(batch):
+    columns = functools.partial(context.columns, layout)
+    batch = jax.tree.map(lambda x: x[:, columns(x.shape[1])], batch)
+    return jax.device_put(batch, layout.batch)
+
+  start = jax.device_put(first, places)
+  compiled, _ = loop.compile_step(update, start, put(batch), layout)
+
+  def go(batch, n_steps):
+    last, batch = jax.device_put(first, places), put(batch)
+    for _ in range(n_steps):
+      last, metrics, _ = compiled(last, batch)
+    report.check(last, places, limit_bytes=0)
+    return Outcome(last, loop.divide([metrics]), compiled)
+
+  return go
 
 
 def program(
@@ -224,8 +244,16 @@ def compare(cell: Cell, there: Outcome | None = None) -> dict[str, float]:
 @functools.cache
 def alone(model: families.Config, is_packed: bool, n_micro: int) -> Outcome:
   """What one device gets."""
-  found = run(model, cells.batch(is_packed), n_micro=n_micro)
+  found = _alone(model, n_micro)(cells.batch(is_packed), 2)
   return dataclasses.replace(found, state=jax.device_get(found.state))
+
+
+@functools.cache
+def _alone(
+  model: families.Config, n_micro: int
+) -> Callable[[Batch, int], Outcome]:
+  """Compiled once, for rows that are packed and that are not."""
+  return _compiled(model, cells.batch(True), n_micro=n_micro)
 
 
 def too_far(found: dict[str, float]) -> dict[str, float]:
