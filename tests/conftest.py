@@ -9,6 +9,9 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_force_host_platform_device_count=8"
   # On a busy machine eight devices may wait long for each other; 40 by default.
   + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+  # One exchange after the other: of a busy CPU's devices some took one of two
+  # first, others the other, and all waited to the end.
+  + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
   # Compiling is most of the suite's time: without these, twice as much.
   + " --xla_cpu_use_fusion_emitters=false"
   + " --xla_cpu_parallel_codegen_split_count=1"
