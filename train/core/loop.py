@@ -89,9 +89,20 @@ class Meter:
 
 
 def compile_step(
-  step: Step, state: TrainState, batch: Batch, layout: Layout
+  step: Step,
+  state: TrainState,
+  batch: Batch,
+  layout: Layout,
+  options: Mapping[str, str] | None = None,
 ) -> tuple[Step, float]:
   """Compiles for these shapes and places; any others are refused from then on.
+
+  Args:
+    step: what a step does.
+    state: with its places; shapes are enough.
+    batch: also.
+    layout: of all of them.
+    options: that the compiler is given; see compiler.py.
 
   Returns:
     The compiled step, which takes over the buffers of the state, and seconds.
@@ -103,7 +114,8 @@ def compile_step(
     step, donate_argnums=0, out_shardings=(places, everywhere, everywhere)
   )
   with layout.use():
-    compiled = jitted.lower(state, batch).compile()
+    lowered = jitted.lower(state, batch)
+    compiled = lowered.compile(compiler_options=options or None)
   return compiled, time.perf_counter() - start
 
 

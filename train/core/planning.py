@@ -27,6 +27,7 @@ from sharding import mesh as meshes
 from sharding.rules import Layout
 from sharding.topology import DCN_RATE, Chip, Topology
 from train.core import (
+  compiler,
   diloco,
   loop,
   optim,
@@ -109,9 +110,11 @@ def measure(
   optimizer, update = run.make_step(config, config.model, layout, objective)
   start = state.abstract(config.model, optimizer, layout)
   batch = setup.abstract_batch(config.batch, layout)
+  kind = layout.mesh.devices.flat[0].device_kind
+  told = compiler.options(config.model, kind)
   began = time.perf_counter()
   try:
-    compiled, seconds = loop.compile_step(update, start, batch, layout)
+    compiled, seconds = loop.compile_step(update, start, batch, layout, told)
   except jax.errors.JaxRuntimeError as error:
     used = _bytes_told(str(error))
     if used is None:

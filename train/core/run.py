@@ -21,6 +21,7 @@ from sharding import hosts, report
 from sharding.rules import Layout
 from train.core import (
   checkpointing,
+  compiler,
   diloco,
   goodput,
   guard,
@@ -123,9 +124,7 @@ def train(
     dog = stack.enter_context(watchdog.Watchdog(config.train.hang_seconds))
     ledger.on_turn = dog.beat
     with ledger.spend("compile"):
-      compiled, seconds = loop.compile_step(
-        update, first, setup.abstract_batch(s.batch, s.layout), s.layout
-      )
+      compiled, seconds = _compile(update, first, s)
     say(f"{s}{_stages(config, s)}; compiled in {seconds:.1f} s")
     stream = stack.enter_context(
       pipeline.Prefetch(batches, config.batch.n_ahead)
@@ -162,6 +161,15 @@ def train(
 def _stages(config: door.Config, s: setup.Setup) -> str:
   n_micro, pipeline = config.train.n_micro, config.mesh.pipeline
   return staged.describe(s.model, s.layout, n_micro, pipeline)
+
+
+def _compile(
+  update: step.Step, first: state.TrainState, s: setup.Setup
+) -> tuple[step.Step, float]:
+  kind = s.layout.mesh.devices.flat[0].device_kind
+  batch = setup.abstract_batch(s.batch, s.layout)
+  told = compiler.options(s.model, kind)
+  return loop.compile_step(update, first, batch, s.layout, told)
 
 
 def _sum_up(session: Session) -> None:

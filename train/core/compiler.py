@@ -1,0 +1,16 @@
+"""What a compiler is told beside the program, and why."""
+
+from models import families
+
+# Libtpu 0.0.42.1 ends the process ("Not enough space for TILESPMEM spill") when
+# v7x's sparse cores gather bf16 rows this wide, which experts give back, into
+# tiles of 16 rows. Rows of 4096, 5120, 6144, 6656 and 8192 pass.
+_WIDTHS = (7168,)
+_ON_TENSOR_CORES = {"xla_tpu_offload_gather_to_sparsecore": "false"}
+
+
+def options(model: families.Config, kind: str) -> dict[str, str]:
+  """Of a step that trains this model on devices of a kind, as jax calls it."""
+  if kind == "TPU7x" and hasattr(model, "experts") and model.d_model in _WIDTHS:
+    return dict(_ON_TENSOR_CORES)
+  return {}
