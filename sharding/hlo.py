@@ -32,6 +32,7 @@ _BITS = {
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]")
 # Between slices the hosts carry it: one send and one recv for each exchange.
 _FAR = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_UNTOLD = 2**63 - 1  # cycles of v7x's sparse cores, which work beside the core
 _KERNELS = ("tpu_custom_call", "Mosaic")
 
 
@@ -190,7 +191,7 @@ class _Walk:
     if line.op == "conditional":
       ways = [self.run(n, is_fused) for n in _branches(line)]
       return sums.add(max(ways, key=lambda w: (w.cycles, w.flops, w.n_bytes)))
-    if line.op in ("fusion", "call", "async-start"):
+    if line.op in ("fusion", "call", "async-start", "call-start"):
       inner = line.refers("calls") or line.refers("to_apply")
       if inner:
         sums.add(self.run(inner, is_fused or line.op == "fusion"))
@@ -217,7 +218,7 @@ class _Walk:
     ):
       sums.kernels[re.sub(r"[.\d]+$", "", line.name)] += 1
     cycles = re.search(r'"estimated_cycles":"?(\d+)', line.rest)
-    if cycles and not is_fused:
+    if cycles and not is_fused and int(cycles.group(1)) != _UNTOLD:
       sums.cycles += int(cycles.group(1))
 
 
@@ -225,7 +226,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
   computations: dict[str, _Computation] = {}
   entry, current = "", None
   for row in text.splitlines():
-    if row.rstrip() == "}":
+    if row.rstrip() == "}" or row.startswith("}, execution_thread="):
       current = None
     elif current is not None:
       if line := _line(row):

@@ -144,3 +144,33 @@ def test_a_loop_of_a_tpu_is_counted_by_its_condition():
   """From 1 to 11 in steps of 2: TPU compilers do not tell it."""
   mesh = AbstractMesh((1,), ("data",))
   assert hlo.read(LOOP, mesh).flops == 5 * 2 * 8**3
+
+
+def test_what_the_sparse_cores_do_ends_where_it_ends():
+  """On v7x a computation of theirs closes with the thread that it runs on."""
+  mesh = AbstractMesh((2,), ("data",))
+  asked = """
+%exchange (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %sum = f32[4]{0} all-reduce(%x), channel_id=2, replica_groups={{0,1}}
+}, execution_thread="sparsecore"
+
+%wrapped (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %called = f32[4]{0} call(%x), to_apply=%exchange, backend_config={"estimated_cycles":"9223372036854775807"}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %start = ((f32[4]{0}), f32[4]{0}, u32[]) call-start(%x), to_apply=%wrapped
+  ROOT %done = f32[4]{0} call-done(%start)
+}
+"""
+  program = hlo.read(asked, mesh)
+  assert program.cycles == 0
+  (found,) = program.collectives
+  assert (found.kind, found.axes, found.wire_bytes) == (
+    "all-reduce",
+    ("data",),
+    4 * 4,
+  )
