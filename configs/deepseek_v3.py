@@ -10,8 +10,7 @@ Not run on hardware.
       --workdir=runs/deepseek_v3
 
 Arguments: `source` is a folder of text or JSONL, `steps` how many updates,
-`chip` v5e, v5p, v6e or tpu7x: plans are in benchmarks/speed/PLANS.md, but for
-tpu7x, where the compiler of libtpu 0.0.42 aborts on this step.
+`chip` v5e, v5p, v6e or tpu7x: plans of all are in benchmarks/speed/PLANS.md.
 """
 
 from configs import common
