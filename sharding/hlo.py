@@ -33,6 +33,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]")
 # Between slices the hosts carry it: one send and one recv for each exchange.
 _FAR = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _UNTOLD = 2**63 - 1  # cycles of v7x's sparse cores, which work beside the core
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # 0, 1, ... so shaped and turned
 _KERNELS = ("tpu_custom_call", "Mosaic")
 
 
@@ -403,26 +404,39 @@ def _groups(rest: str) -> Iterator[tuple[int, ...]]:
   if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
     for group in re.findall(r"\{([\d,]+)\}", listed.group(1)):
       yield tuple(map(int, group.split(",")))
-  elif iota := re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
-  ):
-    shape, source, order = (
-      tuple(int(n) for n in part.split(",")) if part else None
-      for part in iota.groups()
-    )
-    ids = np.arange(math.prod(source)).reshape(source)
-    ids = ids if order is None else ids.transpose(order)
-    yield from map(tuple, ids.reshape(shape).tolist())
+  elif iota := re.search(rf"replica_groups=\[([\d,]+)\]<={_ORDER}", rest):
+    shape = _numbers(iota.group(1))
+    yield from map(tuple, _ids(*iota.groups()[1:]).reshape(shape).tolist())
   elif named := re.search(
-    r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest
+    r"replica_groups=mesh\[([^\]]*)\]"
+    rf"(?:, device_ids=\({_ORDER}\))?\s*\{{([^}}]*)\}}",
+    rest,
   ):
-    yield from _named_groups(*named.groups())
+    mesh, *order, spanned = named.groups()
+    yield from _named_groups(mesh, spanned, _ids(*order) if order[0] else None)
 
 
-def _named_groups(mesh: str, spanned: str) -> Iterator[tuple[int, ...]]:
-  """Groups as axes of a mesh of the compiler's own, in order of the devices.
+def _ids(shape: str, order: str | None) -> np.ndarray:
+  """Numbers of devices, in an order that a text says."""
+  ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+  return ids if order is None else ids.transpose(_numbers(order))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in text.split(","))
+
+
+def _named_groups(
+  mesh: str, spanned: str, devices: np.ndarray | None
+) -> Iterator[tuple[int, ...]]:
+  """Groups as axes of a mesh of the compiler's own.
 
   'axis_0':(2)4 is the part of axis_0 of size 4 that lies within parts of 2.
+
+  Args:
+    mesh: names and sizes of its axes.
+    spanned: the axes or parts of axes within a group.
+    devices: in the order in which the mesh has them; None: from 0 on.
   """
   sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
   shape, names = [], []
@@ -448,7 +462,8 @@ def _named_groups(mesh: str, spanned: str) -> Iterator[tuple[int, ...]]:
       names.append((name, 0))
   inside = [i for i, name in enumerate(names) if name in wanted]
   outside = [i for i in range(len(shape)) if i not in inside]
-  ids = np.arange(math.prod(shape)).reshape(shape)
+  ids = np.arange(math.prod(shape)) if devices is None else devices
+  ids = ids.reshape(shape)
   n_inside = math.prod(shape[i] for i in inside)
   ids = ids.transpose(outside + inside).reshape(-1, n_inside)
   yield from map(tuple, ids.tolist())

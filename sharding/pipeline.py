@@ -271,10 +271,9 @@ class _Line:
   def enter(self, out: Tree, work: Work) -> Tree:
     """Outputs of the tick before -> inputs: each of the stage before it."""
     part = _at(self.parts, work.part[0])
+    empty = _empty(out)
     fresh = jax.lax.cond(
-      work.begins,
-      lambda: self.program.first(self.rest, part),
-      lambda: jax.tree.map(lambda x: jnp.zeros_like(x[0]), out),
+      work.begins, lambda: self.program.first(self.rest, part), lambda: empty
     )
     return _put(_roll(out, 1), 0, fresh, work.begins)
 
@@ -311,8 +310,10 @@ class _Line:
       d_rest, d_state = pull(jnp.ones_like(loss))
       return _add(total, (loss, more)), _add(of_rest, d_rest), d_state
 
+    empty = _empty(out)
+
     def pass_by():
-      return total, of_rest, jax.tree.map(lambda x: jnp.zeros_like(x[0]), out)
+      return total, of_rest, empty
 
     total, of_rest, d_state = jax.lax.cond(work.ends, lose, pass_by)
     slope = _put(_roll(slope, -1), -1, d_state, work.ends)
@@ -357,6 +358,15 @@ def _at(tree: Tree, i: Any) -> Tree:
   return jax.tree.map(
     lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), tree
   )
+
+
+def _empty(states: Tree) -> Tree:
+  """The state of one stage, without anything in it.
+
+  Made outside of a branch: where a mesh axis is manual (`rules.apart`) JAX says
+  of what it makes where it lies, and XLA wants both branches to say the same.
+  """
+  return jax.tree.map(lambda x: jnp.zeros_like(x[0]), states)
 
 
 def _add(a: Tree, b: Tree) -> Tree:

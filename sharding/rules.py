@@ -438,6 +438,29 @@ def apart(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
   What it sees and returns are the parts of arrays whose first dimension is
   split over the axis; no part knows of another, so nothing travels.
   """
+  return _apart(function, axis, P(axis), P(axis))
+
+
+def added_apart(
+  function: Callable[[Any, Any], Any], axis: str
+) -> Callable[[Any, Any], Any]:
+  """The sum of function(part, whole) over the parts of a mesh axis.
+
+  As `apart`, and what all return travels once, behind everything else.
+  """
+
+  def add(x):
+    return jax.lax.psum(x.astype(_summable(x.dtype)), axis).astype(x.dtype)
+
+  def on_part(part, whole):
+    return jax.tree.map(add, function(part, whole))
+
+  return _apart(on_part, axis, (P(axis), P()), P())
+
+
+def _apart(
+  function: Callable[..., Any], axis: str, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
   layout = current().within(axis)
 
   def on_part(*args):
@@ -446,10 +469,10 @@ def apart(function: Callable[..., Any], axis: str) -> Callable[..., Any]:
 
   return jax.shard_map(
     on_part,
-    in_specs=P(axis),
-    out_specs=P(axis),
+    in_specs=in_specs,
+    out_specs=out_specs,
     axis_names={axis},
-    check_vma=False,  # which a sum over the axis would need
+    check_vma=False,  # sums over the axis would be wanted, of gradients too
   )
 
 

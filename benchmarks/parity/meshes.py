@@ -40,6 +40,7 @@ from train.core import (
   precision,
   schedule,
   setup,
+  slices,
   staged,
   state,
   step,
@@ -189,13 +190,17 @@ def _step(
   loss = lm.Config(
     chunk_tokens=chunk_tokens, z_loss=1e-3, ahead_weight=ahead_weight
   )
+  places = layout.shardings(axes, families.abstract(model), "grads")
+  across = slices.axis(layout, n_micro, model, loss)
+  within = layout.within(across) if across else layout
   return transform, step.make(
-    staged.make(lm.make(loss, model), model, layout, n_micro, how),
+    staged.make(lm.make(loss, model), model, within, n_micro, how),
     transform,
     n_micro=n_micro if layout.n_stages == 1 else 1,
     seed=seed,
     axes=axes,
-    grad_shardings=layout.shardings(axes, families.abstract(model), "grads"),
+    grad_shardings=jax.tree.map(lambda place: place.spec, places),
+    across=across,
   )
 
 

@@ -68,6 +68,14 @@ GROUPS = {
   "replica_groups=mesh['a'=4,'b'=2] {'b'}": (("tensor",), 2),
   "replica_groups=mesh['a'=4,'b'=2] {'a'}": (("data", "fsdp"), 4),
   "replica_groups=mesh['a'=8] {'a':(2)2}": (("fsdp",), 2),
+  "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}": (
+    ("tensor",),
+    2,
+  ),
+  "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}": (
+    ("data", "fsdp"),
+    4,
+  ),
   "source_target_pairs={{0,4},{1,5},{2,6},{3,7}}": (("data",), 2),
 }
 

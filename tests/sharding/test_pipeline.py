@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from sharding import pipeline
+from sharding import mesh, pipeline, rules
 from sharding.pipeline import Config, Timetable
 
 SLOW = pytest.mark.slow
 TABLES = {
   "gpipe": Timetable(4, 6, Config(schedule="gpipe")),
   "1f1b": Timetable(4, 6),
+  "two stages": Timetable(2, 2),
   "few parts": Timetable(4, 2),
   "one part": Timetable(3, 1, Config(schedule="gpipe")),
   "circular": Timetable(3, 6, Config(schedule="gpipe", n_repeats=2)),
@@ -80,13 +82,16 @@ def test_repeats_want_whole_groups():
     Timetable(4, 6, Config(n_repeats=2))
 
 
-def _toy(table, count):
-  """A program of small matrices, and the same without a pipeline."""
+def _toy(table, count=None, place=lambda x: x):
+  """A program of small matrices, and the same without a pipeline.
+
+  It counts, where asked to, and places what comes before the layers.
+  """
   rng = np.random.default_rng(0)
   n_chunks = table.n_stages * table.config.n_repeats
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
   params = {"in": draw(3, 4), "out": draw(4)}
-  layers, parts = draw(n_chunks, 4, 4) / 2, draw(table.n_parts, 5, 3)
+  layers, parts = draw(n_chunks, 4, 4) / 2, draw(table.n_parts, 4, 3)
 
   @jax.custom_vjp
   def tell(x):
@@ -100,14 +105,14 @@ def _toy(table, count):
   tell.defvjp(lambda x: (tell(x), None), tell_back)
 
   def first(rest, part):
-    return part @ rest["in"]
+    return place(part @ rest["in"])
 
   def layer(w, x):
     return jnp.tanh(x @ w) + x
 
   def stage(rest, chunk, x, part, number):
     del rest, part, number
-    return layer(chunk, tell(x))
+    return layer(chunk, tell(x) if count else x)
 
   def last(rest, x, part):
     loss = jnp.square(x @ rest["out"]).sum()
@@ -116,7 +121,7 @@ def _toy(table, count):
   def whole(layers, params):
     total = 0.0
     for part in parts:
-      x = first(params, part)
+      x = part @ params["in"]
       for w in layers:
         x = layer(w, x)
       total += last(params, x, part)[0]
@@ -163,6 +168,32 @@ def test_the_bubble_of_what_runs_is_that_of_theory(name):
 
   assert more["n"] == table.n_parts
   np.testing.assert_allclose([alone, total], [loss, loss], rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=1e-5 * np.abs(b).max()
+    ),
+    grads,
+    slopes,
+  )
+
+
+def test_replicas_that_train_alone_have_stages_of_their_own():
+  """Rows are split, too: XLA wants both ways of a branch in one place."""
+  place = functools.partial(
+    jax.lax.with_sharding_constraint, shardings=P("data")
+  )
+  whole, staged, params, _ = _toy(TABLES["two stages"], place=place)
+  copies = jax.tree.map(lambda x: jnp.stack([x, x / 2]), params)
+  slopes = jax.vmap(jax.grad(whole, (0, 1)))(*copies)
+  layout = rules.make(mesh.make(mesh.Config(replica=2, data=2, stage=2)), "dp")
+
+  def of_one(copy):
+    own = jax.tree.map(lambda x: x[0], copy)
+    grads, _ = jax.grad(staged, (0, 1), has_aux=True)(*own)
+    return jax.tree.map(lambda x: x[None], grads)
+
+  with layout.use():
+    grads = jax.jit(lambda x: rules.apart(of_one, "replica")(x))(copies)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(
       a, b, rtol=0, atol=1e-5 * np.abs(b).max()

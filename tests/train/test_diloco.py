@@ -1,5 +1,6 @@
 """Replicas that train alone, and meet once a round."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -12,11 +13,12 @@ import pytest
 from etils import epath
 from jax import numpy as jnp
 
+from benchmarks.parity import cells
 from data.batch import Batch
 from models import checkpoint, families
 from sharding import hlo, mesh, rules
 from train import pretrain
-from train.core import diloco, loop, optim, sinks, state, step
+from train.core import diloco, loop, optim, sinks, staged, state, step
 from train.objectives import lm
 
 PLAIN = dict(lr=1.0, momentum=0.0)  # an outer step to the mean
@@ -32,15 +34,18 @@ def even_batch(tiny) -> Batch:
   return Batch(*ids, ones.astype(np.float32), ones, places)
 
 
-def built(model, layout, config, rounds):
+def built(model, layout, config, rounds, n_micro=1, how=None):
   """The optimizer and the step, as `run.make_step` puts them together."""
+  within = layout.within("replica") if rounds else layout
+  objective = lm.make(lm.Config(chunk_tokens=8), model)
   axes = families.axes(model)
   optimizer = optim.make(config, lambda _: 1.0, axes)
   places = layout.shardings(axes, families.abstract(model), "grads")
   make = functools.partial(
     step.make,
-    lm.make(lm.Config(chunk_tokens=8), model),
+    staged.make(objective, model, within, n_micro, how),
     optimizer,
+    n_micro=n_micro if layout.n_stages == 1 else 1,
     axes=axes,
     grad_shardings=jax.tree.map(lambda place: place.spec, places),
   )
@@ -50,9 +55,9 @@ def built(model, layout, config, rounds):
   return state.Copies(optimizer, n), diloco.make(rounds, make, n, 3)
 
 
-def compiled(model, batch, layout, config, rounds=None):
+def compiled(model, batch, layout, config, rounds=None, **parts):
   """The first state, the batch, and the step."""
-  optimizer, update = built(model, layout, config, rounds)
+  optimizer, update = built(model, layout, config, rounds, **parts)
   params = jax.device_get(families.init(model, jax.random.key(3)))
   first = jax.device_get(state.start(params, optimizer))
   first = jax.device_put(first, state.shardings(model, optimizer, layout))
@@ -118,6 +123,57 @@ def test_rounds_of_one_step_are_data_parallelism(
     lambda a, b: np.abs(a - b).max(), jax.device_get(own.params), before
   )
   assert min(jax.tree.leaves(moved)) > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "family, table, sizes, how",
+  [
+    ("llama", "fsdp", dict(fsdp=2, stage=2), "1f1b"),
+    ("llama", "fsdp_tensor", dict(tensor=2, stage=2), "interleaved"),
+    ("llama", "fsdp", dict(context=2, stage=2), "gpipe"),
+    ("mixtral", "expert", dict(expert=2, stage=2), "1f1b"),
+    ("mixtral", "expert", dict(expert=2, context=2), None),
+    ("mixtral, room", "expert", dict(fsdp=2, expert=2), None),
+    ("mixtral", "expert_tensor", dict(expert=2, tensor=2), None),
+  ],
+)
+def test_a_replica_goes_as_it_would_without_the_others(
+  even_batch, family, table, sizes, how
+):
+  """On any mesh, as one device does on its rows; and then to the mean."""
+  how = cells.SCHEDULES.get(how)
+  n_layers = 2 * how.n_repeats if how else 2
+  model = dataclasses.replace(cells.FAMILIES[family], n_layers=n_layers)
+  ids = {k: getattr(even_batch, k) % cells.VOCAB for k in ("tokens", "targets")}
+  batch = even_batch.replace(**ids)
+  sgd, parts = optim.SGD(lr=0.3, clip=None), dict(n_micro=2)
+  alone = []
+  for rows in (slice(8), slice(8, None)):
+    own = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+    one = layout_of("dp", 1)
+    last, own, plain = compiled(model, own, one, sgd, **parts)
+    states = []
+    for _ in range(3):
+      last, *_ = plain(last, own)
+      states.append(jax.device_get(last.params))
+    alone.append(states)
+  # Two steps apart, and with the third they meet.
+  apart, met = (
+    jax.tree.map(lambda *x: np.stack(x), *x)
+    for x in list(zip(*alone, strict=True))[1:]
+  )
+  layout = layout_of(table, replica=2, data=1, **sizes)
+  rounds = diloco.Config(round_steps=3, **PLAIN)
+  own, batch, run = compiled(
+    model, batch, layout, sgd, rounds, how=how, **parts
+  )
+  near = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
+  for _ in range(2):
+    own, *_ = run(own, batch)
+  near(jax.device_get(own.opt_state.copies.params), apart)
+  own, *_ = run(own, batch)
+  near(jax.device_get(own.params), jax.tree.map(lambda x: x.mean(0), met))
 
 
 def test_between_replicas_nothing_travels_in_a_step(tiny, even_batch):

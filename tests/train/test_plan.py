@@ -159,14 +159,16 @@ def test_between_slices_goes_the_gradient_once_a_step():
   model = settings(*SMALL, *sizes).model
   table = model.vocab_size * model.d_model
   rest = flops.n_params(model) - 2 * table  # but for the norms in matrices
-  for rounds, n_bytes, period in (
+  for changes, n_bytes, period in (
     # The table's gradient is in fp32, the others' as they are computed.
     ((), 4 * table + 2 * (table + rest), 1),
+    # That of several parts is added up in fp32, and goes when it is whole.
+    (("train.n_micro=4", "batch.size=128"), 4 * (2 * table + rest), 1),
     (("train.diloco.round_steps=10", "train.steps=100"),
      4 * (2 * table + rest), 10),
   ):  # fmt: skip
-    schedule = ("schedule.warmup_steps=10",) if rounds else ()
-    config = settings(*SMALL, *sizes, *rounds, *schedule)
+    schedule = ("schedule.warmup_steps=10",) if period > 1 else ()
+    config = settings(*SMALL, *sizes, *changes, *schedule)
     found = planned(config, "2*v5e:4x4")
     far = [c for c in found["collectives"] if "replica" in c["axes"]]
     wired = sum(c["wire_bytes"] for c in far)

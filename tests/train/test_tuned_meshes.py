@@ -58,6 +58,7 @@ QUICK = ("frozen", "labels, qlora")
 MESHES = {
   "fsdp_tensor": dict(data=2, fsdp=2, tensor=2, rules="fsdp_tensor"),
   "fsdp": dict(data=2, fsdp=4, rules="fsdp"),
+  "slices": dict(replica=2, data=1, fsdp=4, rules="fsdp"),
 }
 
 
@@ -119,10 +120,16 @@ def steps(config: door.Config, batch, sizes: dict | None) -> meshes.Outcome:
     else pytest.param(name, "fsdp_tensor", marks=pytest.mark.slow)
     for name in CASES
   ]
-  + [pytest.param("qlora", "fsdp", marks=pytest.mark.slow)],
+  + [pytest.param("qlora", "fsdp", marks=pytest.mark.slow)]
+  + [
+    pytest.param(name, "slices", marks=pytest.mark.slow)
+    for name in ("frozen", "qlora", "labels", "two texts")
+  ],
 )
 def test_eight_devices_tune_as_one(page, ragged_batch, name, table):
-  config = config_of(page, **CASES[name])
+  """Slices each go through the parts of their rows, and then meet."""
+  n_micro = 2 if table == "slices" else 1
+  config = config_of(page, **CASES[name], train={"n_micro": n_micro})
   batch = batch_of(config.model, ragged_batch)
   there = steps(config, batch, MESHES[table])
   here = steps(config, batch, None)

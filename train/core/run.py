@@ -37,6 +37,7 @@ from train.core import (
   rollback,
   schedule,
   setup,
+  slices,
   staged,
   state,
   step,
@@ -203,7 +204,7 @@ def make_step(
   """The optimizer and the step that a config asks for.
 
   Args:
-    config: with the sections mesh, optim, schedule, train and guard.
+    config: with the sections mesh, objective, optim, schedule, train, guard.
     model: what is trained.
     layout: where it lives.
     objective: what is minimised.
@@ -218,7 +219,10 @@ def make_step(
   places = jax.tree.map(lambda place: place.spec, places)
   n_micro, how = config.train.n_micro, config.mesh.pipeline
   rounds, seed = config.train.diloco, config.train.seed
-  within = layout if rounds is None else layout.within(diloco.AXIS)
+  apart, adapter = diloco.AXIS, config.sections.get("adapter")
+  if rounds is None:
+    apart = slices.axis(layout, n_micro, model, config.objective, adapter)
+  within = layout.within(apart) if apart else layout
   make = functools.partial(
     step.make,
     staged.make(objective, model, within, n_micro, how),
@@ -226,6 +230,7 @@ def make_step(
     n_micro=n_micro if layout.n_stages == 1 else 1,
     axes=axes,
     grad_shardings=places,
+    across=apart if rounds is None else None,
     judge=config.guard,
     join=split.join,
   )

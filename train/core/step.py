@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from data.batch import Batch
 from models import leaves
+from sharding import rules
 from train.core import guard, parts, precision, streamed
 from train.core.state import TrainState
 
@@ -28,6 +29,7 @@ def make(
   seed: int | Array = 0,
   axes: leaves.Axes | None = None,
   grad_shardings: Any = None,
+  across: str | None = None,
   judge: guard.Config | None = None,
   join: Callable[[Any, Any, Array], Any] = parts.only_trained,
 ) -> Step:
@@ -45,24 +47,24 @@ def make(
     axes: names of the parameters' dims, for the norms to leave out what no
       gradient trains; None: all are trained.
     grad_shardings: where the sum of the gradients lives, a tree like params of
-      shardings, or of specs in whatever mesh is in use.
+      shardings, or of specs in whatever mesh is in use, as `across` needs.
+    across: a mesh axis whose parts meet once a step; None: in every part.
     judge: what makes a step bad; None: the defaults.
     join: (trained, frozen, key) to the parameters that the objective takes.
   """
-
   judge = judge or guard.Config()
 
-  def step(state: TrainState, batch: Batch):
-    def whole(params, part, key):
-      return objective(join(params, state.frozen, key), part, key)
+  def whole(params, frozen, part, key):
+    return objective(join(params, frozen, key), part, key)
 
-    summed = _summed(whole, grad_shardings)
+  sums = _sums(_summed(whole, grad_shardings), n_micro, across)
+
+  def step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = state.params
     scale = precision.loss_scale(state.opt_state)  # 1 but in fp16
-    grads, (loss_sum, weight, metrics) = over_micro_batches(
-      lambda part, key: summed(params, part, key, scale), batch, key, n_micro
-    )
+    given = params, state.frozen, key, scale
+    grads, (loss_sum, weight, metrics) = sums(batch, given)
     weight = jnp.maximum(weight, 1)
     grads = jax.tree.map(lambda g: g / (weight * scale), grads)
 
@@ -85,7 +87,7 @@ def make(
       value=loss,
       grad=grads,
       # Traced only by optimizers that search along a line.
-      value_fn=_mean_loss(whole, batch, key, n_micro, weight),
+      value_fn=_mean_loss(whole, state.frozen, batch, key, n_micro, weight),
       is_good=verdict.is_good,  # read by those that keep the state elsewhere
     )
     params, opt_state = streamed.chosen(
@@ -102,25 +104,52 @@ def make(
 
 
 def _mean_loss(
-  objective: Objective, batch: Batch, key: Array, n_micro: int, weight: Array
+  whole: Callable[..., Any],
+  frozen: Any,
+  batch: Batch,
+  key: Array,
+  n_micro: int,
+  weight: Array,
 ) -> Callable[[Any], Array]:
   """Parameters to the mean over the batch, whose gradient the step has."""
 
   def loss(params):
     total, _ = over_micro_batches(
-      lambda part, key: objective(params, part, key)[:2], batch, key, n_micro
-    )
+      lambda part, key: whole(params, frozen, part, key)[:2],
+      batch, key, n_micro,
+    )  # fmt: skip
     return total / weight
 
   return loss
 
 
-def _summed(objective: Objective, shardings: Any) -> Callable[..., Any]:
-  """(params, batch, key, scale) to the gradient of a sum, and the sums."""
+def _sums(
+  summed: Callable[..., Any], n_micro: int, across: str | None
+) -> Callable[[Batch, Any], Any]:
+  """(batch, the other arguments of `summed`) to what all parts add up to.
 
-  def run(params, batch, key, scale):
+  Along the axis `across` each goes through its rows alone, before they meet.
+  """
+
+  def run(batch, given):
+    params, frozen, key, scale = given
+    return over_micro_batches(
+      lambda part, key: summed(params, frozen, part, key, scale),
+      batch, key, n_micro,
+    )  # fmt: skip
+
+  def meet(batch, given):
+    return rules.added_apart(run, across)(batch, given)
+
+  return run if across is None else meet
+
+
+def _summed(whole: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
+  """(params, frozen, batch, key, scale) to a sum's gradient, and the sums."""
+
+  def run(params, frozen, batch, key, scale):
     def loss(params):
-      loss_sum, weight_sum, metrics = objective(params, batch, key)
+      loss_sum, weight_sum, metrics = whole(params, frozen, batch, key)
       return scale * loss_sum, (loss_sum, weight_sum, metrics)
 
     grads, sums = jax.grad(loss, has_aux=True)(params)

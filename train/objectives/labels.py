@@ -29,6 +29,7 @@ class Config:
   of: Literal["texts", "tokens", "measure"] = "texts"
   label_smoothing: Fraction = 0.0  # of a target, spread over the classes
   ahead_weight = 0.0  # only what reads one way has a token after next
+  draws = False
 
   def __post_init__(self):
     fields.check(self)

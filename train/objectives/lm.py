@@ -49,6 +49,11 @@ class Config:
   def __post_init__(self):
     fields.check(self)
 
+  @property
+  def draws(self) -> bool:
+    """Whether a step's key changes what it comes to."""
+    return self.neftune_alpha > 0
+
 
 def make(config: Config, model: families.Config):
   """Builds the objective: (params, batch, key) -> (sum, weight, metrics).

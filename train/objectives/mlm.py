@@ -36,6 +36,7 @@ class Config(lm.Config):
   # Of a pair's loss, in hidden tokens: does the second text follow the first?
   # As many as a pair hides weigh as in BERT; 0: texts are no pairs.
   pair_weight: NonNegative = 0.0
+  draws = True  # which words are hidden
 
   def __post_init__(self):
     super().__post_init__()

@@ -1,0 +1,42 @@
+"""Slices that add up their gradients once a step, not once a micro-batch.
+
+Between slices is a network a hundred times slower than within one. So each
+works through all its micro-batches alone, and then they meet, in fp32.
+"""
+
+from typing import Any
+
+from models import families
+from sharding.rules import Layout
+
+AXIS = "replica"
+
+
+def axis(
+  layout: Layout,
+  n_micro: int,
+  model: families.Config,
+  objective: Any,
+  adapter: Any = None,
+) -> str | None:
+  """`AXIS`, where what a batch gives is the sum of what its slices give.
+
+  It is not where something is of all rows of a micro-batch: what is drawn for
+  them (dropout, noise, hidden words), and the means in the losses of routers.
+  There they meet once a micro-batch, as with one: the numbers are those of any
+  mesh.
+
+  Args:
+    layout: of the step.
+    n_micro: parts of a batch.
+    model: what is trained.
+    objective: its config.
+    adapter: that of what is trained beside it; None: nothing.
+  """
+  is_of_all = (
+    hasattr(model, "experts")
+    or objective.draws
+    or any(getattr(x, "dropout", 0) for x in (model, adapter))
+  )
+  is_alone = layout.mesh.shape[AXIS] == 1 or n_micro == 1
+  return None if is_alone or is_of_all else AXIS
