@@ -15,6 +15,7 @@ import jax
 from configs import fields
 from configs.ranges import Count, Natural
 from data.batch import Batch
+from sharding import rules
 from sharding.rules import Layout
 from train.core import goodput, guard, hardware, optim, stopping
 from train.core.checkpointing import Checkpoints, Progress
@@ -88,6 +89,11 @@ class Meter:
   lr: Callable[[int], float]
 
 
+# To compilers of TPUs. What a loop over layers reads in bf16 alone they would
+# carry in bf16, beside the weights: 0.4 GiB of 8.2 of Llama 2 7B on 16 v5e.
+_OPTIONS = {"tpu": {"xla_jf_bf16_propagation": False}}
+
+
 def compile_step(
   step: Step, state: TrainState, batch: Batch, layout: Layout
 ) -> tuple[Step, float]:
@@ -103,7 +109,8 @@ def compile_step(
     step, donate_argnums=0, out_shardings=(places, everywhere, everywhere)
   )
   with layout.use():
-    compiled = jitted.lower(state, batch).compile()
+    options = _OPTIONS.get(rules.platform())
+    compiled = jitted.lower(state, batch).compile(options)
   return compiled, time.perf_counter() - start
 
 

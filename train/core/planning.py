@@ -309,8 +309,6 @@ def _workspaces(
     dataclasses.replace(model, remat="none"), config.mesh, n_devices
   )
   n_copies = _n_copies(model)
-  # The stacked weights in the type of the computation, made before the scan.
-  copies = of_all * size if size < 4 else 0.0
   vocab = model.vocab_size / n_parts
   chunk = min(config.objective.chunk_tokens, config.batch.length)
   n_chunks = -(-config.batch.length // chunk)
@@ -334,7 +332,7 @@ def _workspaces(
     elements += wide + sent
     layer += size * (of_one + vocab * model.d_model)
   layer += n_tokens * size * elements
-  return {"head": copies + head, "layer": copies + layer}
+  return {"head": head, "layer": layer}
 
 
 def _attention_width(model: families.Config) -> int:
