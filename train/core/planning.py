@@ -305,7 +305,7 @@ def _workspaces(
   """Bytes at the head, and in the backward pass of a layer."""
   model, size = config.model, _itemsize(config)
   rows, n_tokens, n_parts = _sizes(config, layout)
-  of_one, of_all = _layers(
+  of_one = _gathered(
     dataclasses.replace(model, remat="none"), config.mesh, n_devices
   )
   n_copies = _n_copies(model)
@@ -355,23 +355,21 @@ def _width(model: families.Config) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _layers(
-  model: families.Config, mesh: meshes.Config, n: int
-) -> tuple[float, float]:
-  """Parameters of one layer as a device gathers them: experts and parts over
-  tensor are its own; and those of all layers that one of n devices keeps.
+def _gathered(model: families.Config, mesh: meshes.Config, n: int) -> float:
+  """Parameters of one layer as one of n devices gathers them.
+
+  Experts and parts over tensor are its own.
   """
   layout = rules.make(meshes.abstract(mesh, n), *mesh.settings)
   shapes, axes = families.abstract(model), families.axes(model)
   places = jax.tree.leaves(layout.shardings(axes, shapes, "params"))
   names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-  used = kept = 0.0
+  used = 0.0
   for x, place, dims in zip(
     jax.tree.leaves(shapes), places, names, strict=True
   ):
     if "layers" not in dims:
       continue
-    kept += math.prod(place.shard_shape(x.shape))
     n_own = math.prod(
       layout.mesh.shape[axis]
       for name, split in zip(dims, place.spec, strict=False)
@@ -379,7 +377,7 @@ def _layers(
       if axis == "tensor" or name == "experts"
     )
     used += math.prod(x.shape) / x.shape[0] / n_own
-  return used, kept
+  return used
 
 
 def _kernel_flops(
