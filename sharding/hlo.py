@@ -138,7 +138,7 @@ class _Sums:
   kernels: collections.Counter = dataclasses.field(
     default_factory=collections.Counter
   )
-  # (channel, kind, axes) -> (times, bytes of one)
+  # (identity, kind, axes) -> (times, bytes of one)
   exchanges: dict[tuple, tuple[int, float]] = dataclasses.field(
     default_factory=dict
   )
@@ -156,7 +156,7 @@ class _Sums:
       self.exchange(key, times * n, n_bytes)
 
   def exchange(self, key: tuple, times: int, n_bytes: float) -> None:
-    """An asynchronous one stands in several fusions, under one channel."""
+    """An asynchronous one stands in several fusions, and is one."""
     before = self.exchanges.get(key, (0, 0.0))
     self.exchanges[key] = max(before[0], times), max(before[1], n_bytes)
 
@@ -198,14 +198,11 @@ class _Walk:
         sums.add(self.run(inner, is_fused or line.op == "fusion"))
     elif kind in KINDS:
       axes, size = _span(line.rest, self._mesh)
-      channel = line.refers("channel_id") or line.name
-      if kind == "ragged-all-to-all":  # all of them stand under one channel
-        channel = line.name
       n_bytes = _wire(kind, line.type, size)
       if kind == "ragged-all-to-all" and (sent := lines.get(line.inputs[0])):
         # One side has room for the worst case, the other what there is.
         n_bytes = min(n_bytes, _wire(kind, sent.type, size))
-      sums.exchange((channel, kind, axes), 1, n_bytes)
+      sums.exchange((_identity(line, is_fused), kind, axes), 1, n_bytes)
     elif line.op == "recv" and _FAR.search(line.rest):
       kind, axes, size = _across_slices(line.rest, self._mesh)
       received = line.type.split("]")[0] + "]"  # and a context, and a token
@@ -260,6 +257,19 @@ def _line(row: str) -> _Line | None:
     row[closed:],
     bool(head.group(1)),
   )
+
+
+def _identity(line: _Line, is_fused: bool) -> str:
+  """What copies of one exchange have in common, which stand in several fusions.
+
+  That is its channel; but all that a shard_map says stand under the first.
+  """
+  channel = line.refers("channel_id")
+  is_shared = channel in (None, "1") or line.op.startswith("ragged")
+  if not is_shared:
+    return channel
+  said = re.search(r"metadata=\{.*?\}", line.rest)
+  return f"{line.type} {said.group()}" if is_fused and said else line.name
 
 
 def _close(row: str, opened: int) -> int:

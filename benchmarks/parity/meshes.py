@@ -35,6 +35,7 @@ from models import families
 from sharding import context, hlo, mesh, report, rules
 from sharding.pipeline import Config as Pipeline
 from train.core import (
+  compiler,
   loop,
   optim,
   precision,
@@ -166,7 +167,8 @@ def program(
   start = state.abstract(model, transform, layout)
   shape = batches.Config(size=cells.SIZE, length=cells.LENGTH)
   batch = setup.abstract_batch(shape, layout)
-  compiled, _ = loop.compile_step(update, start, batch, layout)
+  told = compiler.options(model, layout.mesh.devices.flat[0].device_kind)
+  compiled, _ = loop.compile_step(update, start, batch, layout, told)
   return hlo.read(compiled.as_text(), layout.mesh)
 
 

@@ -11,17 +11,20 @@ import pytest
 from models import deepseek, llama, mixtral
 from train.core import compiler
 
+GATHERS = "xla_tpu_offload_gather_to_sparsecore"
 
-def test_only_experts_of_that_width_on_v7x_are_told_of():
+
+def test_only_tpus_are_told_and_of_gathers_only_experts_of_that_width_on_v7x():
   v3 = deepseek.PRESETS["deepseek_v3"]
-  assert compiler.options(v3, "TPU7x")
-  assert not compiler.options(v3, "TPU v5")
+  assert not compiler.options(v3, "cpu")
+  assert compiler.options(v3, "TPU v5")
+  assert GATHERS in compiler.options(v3, "TPU7x")
   for model in (
     deepseek.PRESETS["deepseek_v2"],
     mixtral.PRESETS["mixtral_8x7b"],
     dataclasses.replace(llama.PRESETS["llama2_7b"], d_model=7168),
   ):
-    assert not compiler.options(model, "TPU7x")
+    assert GATHERS not in compiler.options(model, "TPU7x")
 
 
 GATHERED = """

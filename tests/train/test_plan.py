@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -140,6 +141,18 @@ def test_an_estimate_is_near_the_compilers_peak():
 
 @needs_compilers
 @pytest.mark.slow
+def test_layers_have_no_second_copy_of_their_weights_and_make_gradients_once():
+  """Neither all weights in bf16 beside the loop, nor silu' in two products."""
+  config = settings(*SMALL, "mesh.fsdp=4", "model.remat=full")
+  text = planned(config, "v5e:2x2")["text"]
+  assert "f32[4,128,1024]" in text and "bf16[4,128,1024]" not in text
+  # Forward, once more, and in the gradients of the gate and of what it lets
+  # through: each of them made for two products.
+  assert len(re.findall(r"= f32\[4,512,1024\]\S* exponential", text)) == 4
+
+
+@needs_compilers
+@pytest.mark.slow
 def test_what_does_not_fit_is_the_compilers_word():
   config = settings("train.n_micro=1", "batch.size=4", "mesh.fsdp=4")
   found = planned(config, "v5e:2x2")
@@ -190,10 +203,12 @@ from train.objectives import lm
 sections, names, slice_ = json.loads(sys.argv[1])
 page = {s: dict(v) for s, v in sections.items()}
 config = door.build(page, plan.SECTIONS)
+texts, read = [], planning.hlo.read
+planning.hlo.read = lambda text, mesh: texts.append(text) or read(text, mesh)
 found = planning.measure(
   config, topology.parse(slice_), lm.make(config.objective, config.model)
 )
-print(json.dumps(bill.line(found)))
+print(json.dumps({**bill.line(found), "text": texts[-1] if texts else None}))
 """
 
 

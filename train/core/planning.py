@@ -308,12 +308,10 @@ def _workspaces(
   """Bytes at the head, and in the backward pass of a layer."""
   model, size = config.model, _itemsize(config)
   rows, n_tokens, n_parts = _sizes(config, layout)
-  of_one, of_all = _layers(
+  of_one = _gathered(
     dataclasses.replace(model, remat="none"), config.mesh, n_devices
   )
   n_copies = _n_copies(model)
-  # The stacked weights in the type of the computation, made before the scan.
-  copies = of_all * size if size < 4 else 0.0
   vocab = model.vocab_size / n_parts
   chunk = min(config.objective.chunk_tokens, config.batch.length)
   n_chunks = -(-config.batch.length // chunk)
@@ -337,7 +335,7 @@ def _workspaces(
     elements += wide + sent
     layer += size * (of_one + vocab * model.d_model)
   layer += n_tokens * size * elements
-  return {"head": copies + head, "layer": copies + layer}
+  return {"head": head, "layer": layer}
 
 
 def _attention_width(model: families.Config) -> int:
@@ -360,23 +358,21 @@ def _width(model: families.Config) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _layers(
-  model: families.Config, mesh: meshes.Config, n: int
-) -> tuple[float, float]:
-  """Parameters of one layer as a device gathers them: experts and parts over
-  tensor are its own; and those of all layers that one of n devices keeps.
+def _gathered(model: families.Config, mesh: meshes.Config, n: int) -> float:
+  """Parameters of one layer as one of n devices gathers them.
+
+  Experts and parts over tensor are its own.
   """
   layout = rules.make(meshes.abstract(mesh, n), *mesh.settings)
   shapes, axes = families.abstract(model), families.axes(model)
   places = jax.tree.leaves(layout.shardings(axes, shapes, "params"))
   names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-  used = kept = 0.0
+  used = 0.0
   for x, place, dims in zip(
     jax.tree.leaves(shapes), places, names, strict=True
   ):
     if "layers" not in dims:
       continue
-    kept += math.prod(place.shard_shape(x.shape))
     n_own = math.prod(
       layout.mesh.shape[axis]
       for name, split in zip(dims, place.spec, strict=False)
@@ -384,7 +380,7 @@ def _layers(
       if axis == "tensor" or name == "experts"
     )
     used += math.prod(x.shape) / x.shape[0] / n_own
-  return used, kept
+  return used
 
 
 def _kernel_flops(
