@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from jax import numpy as jnp
 
-from benchmarks.parity import cases, meshes
+from benchmarks.parity import cases, cells, meshes
 from models import checkpoint
 from sharding import mesh, rules
 from train import evaluate, pretrain
@@ -107,3 +107,15 @@ def test_a_cut_is_as_even_as_can_be():
   assert layers[live].tolist() == [0, 1, 4, 2, 3, 5]
   even = staged.Cut(8, 4).chunks(jnp.arange(8), 2)
   assert even.tolist() == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+
+
+def test_dropless_experts_in_stages_are_refused_on_tpus(monkeypatch):
+  dropless = cells.FAMILIES["mixtral"]
+  layout = _layout("dp", dict(data=4, stage=2))
+  objective = lm.make(lm.Config(), dropless)
+  staged.make(objective, dropless, layout)
+  monkeypatch.setattr(rules, "platform", lambda: "tpu")
+  with pytest.raises(ValueError, match="capacity_factor=None.*mesh.stage=1"):
+    staged.make(objective, dropless, layout)
+  experts = dataclasses.replace(dropless.experts, capacity_factor=1.25)
+  staged.make(objective, dataclasses.replace(dropless, experts=experts), layout)

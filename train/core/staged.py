@@ -17,7 +17,7 @@ from jaxtyping import Array
 from data.batch import Batch
 from models import families
 from models.layers import stack
-from sharding import pipeline
+from sharding import pipeline, rules
 from sharding.pipeline import Timetable
 from sharding.rules import Layout
 from train.core import step
@@ -48,9 +48,13 @@ def make(
     layout: with one stage, the objective stays as it is.
     n_parts: how many; None: one row of each shard is a part.
     config: in what order.
+
+  Raises:
+    ValueError: these layers cannot be cut so, or not for these devices.
   """
   if layout.n_stages == 1:
     return objective
+  _check(model, layout)
   config = config or pipeline.Config()
   cut = Cut.of(model, layout.n_stages * config.n_repeats)
   program = _program(objective, model, cut, _placing(model, layout, "grads"))
@@ -71,6 +75,19 @@ def make(
     return loss, weight, metrics
 
   return in_stages
+
+
+def _check(model: families.Config, layout: Layout) -> None:
+  experts = getattr(model, "experts", None)
+  with layout.use():
+    on_tpu = rules.platform() == "tpu"
+  # Of libtpu 0.0.42: "Failed to create RaggedConvSpec".
+  if on_tpu and experts and experts.capacity_factor is None:
+    raise ValueError(
+      f"mesh.stage={layout.n_stages} with model.experts.capacity_factor=None: "
+      "compilers of TPUs take no dropless experts in stages. Give a capacity, "
+      "1.25 or so, or mesh.stage=1."
+    )
 
 
 def describe(
