@@ -521,18 +521,25 @@ def gathered(w: jax.Array, *names: str | None) -> jax.Array:
     else tuple(a for a in axes if a not in shared)
     for name, axes in rules.params.items()
   }
-  whole = spec(names, w.shape, table, layout.mesh)
-  return _gathered(whole, spec(names, w.shape, rules.grads, layout.mesh), w)
+  specs = [
+    spec(names, w.shape, table, layout.mesh)
+    for table in (rules.params, table, rules.grads)
+  ]
+  return _gathered(*specs, w)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gathered(whole: P, split: P, w: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _gathered(kept: P, whole: P, split: P, w: jax.Array) -> jax.Array:
+  # Pinned first, or a head of fp32 would be gathered and then made narrow.
+  w = jax.lax.with_sharding_constraint(w, kept)
   return jax.lax.with_sharding_constraint(w, whole)
 
 
 _gathered.defvjp(
-  lambda whole, split, w: (_gathered(whole, split, w), None),
-  lambda whole, split, _, g: (jax.lax.with_sharding_constraint(g, split),),
+  lambda kept, whole, split, w: (_gathered(kept, whole, split, w), None),
+  lambda kept, whole, split, _, g: (
+    jax.lax.with_sharding_constraint(g, split),
+  ),
 )
 
 
