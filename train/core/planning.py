@@ -321,14 +321,16 @@ def _workspaces(
   head = vocab * (head + max(logits, rounded))
   wide = n_copies * _width(model) / n_parts
   sent = n_copies * model.d_model
-  layer = 2 * of_one * size  # gathered: this one and the next
+  gathered = of_one * size  # and what has come of the next layer
   # Experts' widened tokens and gradients are let go of one after the other.
   attended = _attention_width(model) / n_parts
   if hasattr(model, "experts"):
     n_sent = _N_SENT.get(chip, 0.5)
     elements = 4 * wide + 1.5 * attended + n_sent * sent + 2 * model.d_model
+    layer = 2 * gathered
   else:
-    elements = 6 * wide + 1.5 * attended + 4.5 * model.d_model
+    elements = 4 * wide + 1.5 * attended + 4.5 * model.d_model
+    layer = 1.5 * gathered
   if getattr(model, "ahead", False):
     # What the layer beside the stack leaves: gradients of its experts are made
     # last; its weights and the head's are gathered for all micro-batches.
