@@ -12,9 +12,6 @@ os.environ["XLA_FLAGS"] = (
   # One exchange after the other: of a busy CPU's devices some took one of two
   # first, others the other, and all waited to the end.
   + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-  # Compiling is most of the suite's time: without these, twice as much.
-  + " --xla_cpu_use_fusion_emitters=false"
-  + " --xla_cpu_parallel_codegen_split_count=1"
 )
 
 import jaxtyping  # noqa: E402
