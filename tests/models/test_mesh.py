@@ -23,7 +23,9 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_eight_devices_give_what_one_gives(name):
   config = cases.CASES[name]
-  weights = cases.params(config)
+  # Halved: at full size gemma3's and T5 1.1's saturated attention makes of one
+  # rounding up to 2e-5 of a gradient, on one processor more than on another.
+  weights = jax.tree.map(lambda x: x / 2, cases.params(config))
   with cases.layout(config).use():
     there = cases.run(config, weights)
   here = cases.run(config, weights)
@@ -42,6 +44,6 @@ def _assert_close(path, there, here):
     there,
     here,
     rtol=0,
-    atol=1.5e-5 * np.abs(here).max() + 1e-7,
+    atol=1e-5 * np.abs(here).max() + 1e-7,
     err_msg=jax.tree_util.keystr(path),
   )
