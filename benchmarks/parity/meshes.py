@@ -167,7 +167,7 @@ def program(
   start = state.abstract(model, transform, layout)
   shape = batches.Config(size=cells.SIZE, length=cells.LENGTH)
   batch = setup.abstract_batch(shape, layout)
-  told = compiler.options(model, layout.mesh.devices.flat[0].device_kind)
+  told = compiler.options(model, layout.mesh)
   compiled, _ = loop.compile_step(update, start, batch, layout, told)
   return hlo.read(compiled.as_text(), layout.mesh)
 

@@ -1,5 +1,7 @@
 """Reading compiled programs: known products, loops, groups (S6)."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -58,6 +60,26 @@ def test_what_travels_has_its_kind_axes_and_bytes(mesh):
     ("all-reduce", ("data", "tensor")): (1, 2 * one * 3 / 4),
     ("collective-permute", ("tensor",)): (1, one),
   }
+
+
+def test_exchanges_that_shard_map_says_are_told_apart(mesh):
+  """All of them stand under one channel: another of a kind, in a loop or not."""
+
+  def on_shard(x):
+    turn = lambda x, _: (jax.lax.psum(x, "tensor") / 2, None)  # noqa: E731
+    x, _ = jax.lax.scan(turn, x, length=N_TURNS)
+    return jax.lax.psum(jnp.sin(jax.lax.psum(x, "tensor")), "tensor")
+
+  run = jax.shard_map(
+    on_shard, mesh=mesh, in_specs=P(None), out_specs=P(None), check_vma=False
+  )
+  text = compiled(mesh, run, ((B, D), P(None)))
+  assert set(re.findall(r"channel_id=(\d+)", text)) == {"1"}
+  (found,) = hlo.read(text, mesh).collectives
+  count = N_TURNS + 2
+  assert (found.kind, found.axes, found.count, found.wire_bytes) == (
+    "all-reduce", ("tensor",), count, count * 4 * B * D,
+  )  # fmt: skip
 
 
 GROUPS = {

@@ -16,15 +16,15 @@ GATHERS = "xla_tpu_offload_gather_to_sparsecore"
 
 def test_only_tpus_are_told_and_of_gathers_only_experts_of_that_width_on_v7x():
   v3 = deepseek.PRESETS["deepseek_v3"]
-  assert not compiler.options(v3, "cpu")
-  assert compiler.options(v3, "TPU v5")
-  assert GATHERS in compiler.options(v3, "TPU7x")
+  assert not compiler.of_kind(v3, "cpu")
+  assert compiler.of_kind(v3, "TPU v5")
+  assert GATHERS in compiler.of_kind(v3, "TPU7x")
   for model in (
     deepseek.PRESETS["deepseek_v2"],
     mixtral.PRESETS["mixtral_8x7b"],
     dataclasses.replace(llama.PRESETS["llama2_7b"], d_model=7168),
   ):
-    assert GATHERS not in compiler.options(model, "TPU7x")
+    assert GATHERS not in compiler.of_kind(model, "TPU7x")
 
 
 GATHERED = """
@@ -56,7 +56,7 @@ jax.jit(
 )
 def test_what_comes_back_from_experts_compiles_on_v7x_only_so():
   """The smallest program: where it compiles untold, nobody need be told."""
-  told = compiler.options(deepseek.PRESETS["deepseek_v3"], "TPU7x")
+  told = compiler.of_kind(deepseek.PRESETS["deepseek_v3"], "TPU7x")
   for width, options, compiles in (
     (7168, told, True),
     (5120, {}, True),

@@ -146,6 +146,9 @@ def test_layers_have_no_second_copy_of_their_weights_and_make_gradients_once():
   config = settings(*SMALL, "mesh.fsdp=4", "model.remat=full")
   text = planned(config, "v5e:2x2")["text"]
   assert "f32[4,128,1024]" in text and "bf16[4,128,1024]" not in text
+  # Nor is the head gathered before it is made narrow.
+  assert "bf16[8192,512]" in text
+  assert not re.search(r"= f32\[\S* all-gather\(", text)
   # Forward, once more, and in the gradients of the gate and of what it lets
   # through: each of them made for two products.
   assert len(re.findall(r"= f32\[4,512,1024\]\S* exponential", text)) == 4

@@ -1,5 +1,7 @@
 """What a compiler is told beside the program, and why."""
 
+from jax.sharding import Mesh
+
 from models import families
 
 # What a loop over layers reads in bf16 alone, compilers of TPUs would carry in
@@ -13,7 +15,12 @@ _WIDTHS = (7168,)
 _ON_TENSOR_CORES = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 
 
-def options(model: families.Config, kind: str) -> dict[str, str]:
+def options(model: families.Config, mesh: Mesh) -> dict[str, str]:
+  """Of a step that trains this model on these devices."""
+  return of_kind(model, mesh.devices.flat[0].device_kind)
+
+
+def of_kind(model: families.Config, kind: str) -> dict[str, str]:
   """Of a step that trains this model on devices of a kind, as jax calls it."""
   if not kind.startswith("TPU"):
     return {}

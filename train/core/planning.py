@@ -110,8 +110,7 @@ def measure(
   optimizer, update = run.make_step(config, config.model, layout, objective)
   start = state.abstract(config.model, optimizer, layout)
   batch = setup.abstract_batch(config.batch, layout)
-  kind = layout.mesh.devices.flat[0].device_kind
-  told = compiler.options(config.model, kind)
+  told = compiler.options(config.model, layout.mesh)
   began = time.perf_counter()
   try:
     compiled, seconds = loop.compile_step(update, start, batch, layout, told)

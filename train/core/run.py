@@ -167,9 +167,8 @@ def _stages(config: door.Config, s: setup.Setup) -> str:
 def _compile(
   update: step.Step, first: state.TrainState, s: setup.Setup
 ) -> tuple[step.Step, float]:
-  kind = s.layout.mesh.devices.flat[0].device_kind
   batch = setup.abstract_batch(s.batch, s.layout)
-  told = compiler.options(s.model, kind)
+  told = compiler.options(s.model, s.layout.mesh)
   return loop.compile_step(update, first, batch, s.layout, told)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from models import families
 from sharding.rules import Layout
-
-AXIS = "replica"
+from train.core.diloco import AXIS
 
 
 def axis(
