@@ -1,7 +1,8 @@
 """Slices that add up their gradients once a step, not once a micro-batch.
 
-Between slices is a network a hundred times slower than within one. So each
-works through all its micro-batches alone, and then they meet, in fp32.
+What joins slices is 14 to 29 times slower than what is within them, by
+sharding/topology.py. So each works through all its micro-batches alone, and
+then they meet, in fp32.
 """
 
 from typing import Any
