@@ -1,5 +1,6 @@
 """A hang becomes stacks and an exit: T9."""
 
+import faulthandler
 import subprocess
 import sys
 
@@ -47,6 +48,7 @@ def test_what_beats_goes_on():
     "  for _ in range(8):\n"
     "    time.sleep(0.2)\n"
     "    dog.beat()\n"
+    "dog.beat()\n"
     "time.sleep(1.2)\n"
   )
   assert (done.returncode, done.stderr) == (0, "")
@@ -72,3 +74,16 @@ def test_a_long_preparation_is_no_hang(page, tmp_path, monkeypatch):
   pretrain.main(page(train={"steps": 3}), epath.Path(tmp_path))
   assert prepared == [0]
   assert len(beats) > 3
+
+
+def test_behind_its_end_a_run_ends_no_process(page, tmp_path, monkeypatch):
+  """A notebook goes on for hours behind the run that it made."""
+  armed = []
+  monkeypatch.setattr(
+    faulthandler, "dump_traceback_later", lambda *_, **__: armed.append(True)
+  )
+  monkeypatch.setattr(
+    faulthandler, "cancel_dump_traceback_later", lambda: armed.append(False)
+  )
+  pretrain.main(page(train={"steps": 3}), epath.Path(tmp_path))
+  assert True in armed and armed[-1] is False

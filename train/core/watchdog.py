@@ -32,4 +32,5 @@ class Watchdog:
     return self
 
   def __exit__(self, *exception) -> None:
+    self._seconds = 0  # what beats on behind the end arms nothing
     faulthandler.cancel_dump_traceback_later()
