@@ -65,8 +65,11 @@ def test_where_something_is_of_all_rows_slices_meet_in_every_part():
   assert axis(2, LLAMA, plain) == "replica"
   assert axis(2, LLAMA, labels.Config()) == "replica"
   assert axis(2, LLAMA, plain, adapters.Lora(paths=("*",))) == "replica"
+  narrow = dataclasses.replace(LLAMA, dtype="bfloat16")
+  assert axis(3, narrow, plain) == "replica"
   for given in (
     (1, LLAMA, plain),
+    (2, narrow, plain),
     (2, dataclasses.replace(GPT, dropout=0.1), plain),
     (2, cells.FAMILIES["mixtral"], plain),
     (2, cells.FAMILIES["deepseek v3"], plain),

@@ -7,6 +7,8 @@ then they meet, in fp32.
 
 from typing import Any
 
+from jax import numpy as jnp
+
 from models import families
 from sharding.rules import Layout
 from train.core.diloco import AXIS
@@ -24,7 +26,8 @@ def axis(
   It is not where something is of all rows of a micro-batch: what is drawn for
   them (dropout, noise, hidden words), and the means in the losses of routers.
   There they meet once a micro-batch, as with one: the numbers are those of any
-  mesh.
+  mesh. So they do where that carries no more: two gradients in bf16 are as many
+  bytes as their sum in fp32, which has to wait for both.
 
   Args:
     layout: of the step.
@@ -38,5 +41,6 @@ def axis(
     or objective.draws
     or any(getattr(x, "dropout", 0) for x in (model, adapter))
   )
-  is_alone = layout.mesh.shape[AXIS] == 1 or n_micro == 1
-  return None if is_alone or is_of_all else AXIS
+  is_less = n_micro * jnp.dtype(model.dtype).itemsize > 4
+  is_alone = layout.mesh.shape[AXIS] == 1
+  return None if is_alone or is_of_all or not is_less else AXIS
