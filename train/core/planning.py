@@ -3,7 +3,8 @@
 The estimate adds up what is known without compiling: the state and gradients by
 their shardings, what the layers save for the backward pass by the policy, and
 the larger of two workspaces, that of the head and that of one layer's backward
-pass.
+pass. Of recurrent models and of those that read a source, it is what JAX traces
+that the backward pass reads, without what a compiler pads.
 
 Seconds are those of the busiest resource, for all of them work side by side:
 the core (the compiler's cycles over the clock, and Pallas kernels at half of
@@ -19,6 +20,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from configs import door
 from models import families, flops
@@ -37,6 +39,7 @@ from train.core import (
   step,
   streamed,
 )
+from train.objectives import choice
 
 KERNEL_SHARE = 0.5  # of the peak that a Pallas kernel reaches
 # Copies of the tokens sent to experts that a layer's backward pass holds: v7x
@@ -164,8 +167,11 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
   # The sum over micro-batches, and what the next one adds to it.
   state_bytes["gradients"] *= 2 if config.train.n_micro > 1 else 1
   host = state_bytes.pop("host")
-  work = _workspaces(config, layout, topology.n_devices, topology.kind)
-  saved = _saved_bytes(config, layout)
+  work, is_recurrent = {"head": 0.0, "layer": 0.0}, not hasattr(remat, "d_ff")
+  if not is_recurrent:
+    work = _workspaces(config, layout, topology.n_devices, topology.kind)
+  is_stack = not (is_recurrent or config.batch.source_length)
+  saved = (_saved_bytes if is_stack else _traced_bytes)(config, layout)
   grads = state_bytes["gradients"]
   classes = {
     **state_bytes,
@@ -210,9 +216,12 @@ def _bytes_told(message: str) -> float | None:
 
 
 def _fill(classes: dict[str, float], peak: float) -> dict[str, float]:
-  """What is not of a known class is a temporary."""
-  known = {n: b for n, b in classes.items() if n != "temporaries"}
-  return {**known, "temporaries": max(peak - sum(known.values()), 0.0)}
+  """What is not of a known class is a temporary; there is no more than all."""
+  filled, left = {}, peak
+  for name, used in classes.items():
+    filled[name] = left if name == "temporaries" else min(used, left)
+    left -= filled[name]
+  return filled
 
 
 @functools.lru_cache(maxsize=1024)  # a search asks for few of them, often
@@ -299,6 +308,33 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
     "save_widened": wide,
   }.get(model.remat, 0.0)
   return model.n_layers * n_tokens * per_token * _itemsize(config)
+
+
+def _traced_bytes(config: door.Config, layout: Layout) -> float:
+  """What the backward pass of a micro-batch reads, but for the parameters."""
+  model = config.model
+  edges = np.zeros((2, model.vocab_size), bool)  # any: only shapes
+  objective = choice.make(config.objective, model, edges)
+
+  def residuals(n_rows: int) -> int:
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((n_rows, *x.shape[1:]), x.dtype),
+      config.batch.blank(1),
+    )
+
+    def backward(params, batch, key):
+      def loss(params):
+        total, weight, _ = objective(params, batch, key)
+        return total, weight
+
+      return jax.vjp(loss, params, has_aux=True)[1]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    read = jax.eval_shape(backward, families.abstract(model), batch, key)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(read))
+
+  rows, _, _ = _sizes(config, layout)
+  return rows * (residuals(2) - residuals(1))
 
 
 def _workspaces(
