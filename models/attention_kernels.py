@@ -9,10 +9,10 @@
              mask: two bytes for a query and key of a row, for all heads
 
 The layout names one. "auto" is splash on TPUs and cudnn on GPUs where they can
-run, and else the reference; `choose` says which. One that is asked for by name
-and cannot run is an error. Where rows are split over `context`, the kernel runs
-within what models/context_attention.py says, and "auto" never takes the
-reference.
+run, and else the reference, of rows longer than 1,024 chunked; `choose` says
+which. One that is asked for by name and cannot run is an error. Where rows are
+split over `context`, the kernel runs within what models/context_attention.py
+says, and "auto" never takes the reference.
 """
 
 import functools
@@ -37,7 +37,8 @@ from sharding import context, rules
 
 CHUNK = 256  # queries whose logits are held at once
 _LANES = 128  # splash works on blocks of so many tokens
-
+_WIDTH = 64  # and on heads of a multiple of so many
+_SHORT = 4 * CHUNK  # rows whose logits "auto" holds at once
 
 # What each kernel may do to the logits; the others may do anything.
 _EXTRAS = {"splash": ("softcap",), "cudnn": ()}
@@ -74,7 +75,8 @@ def choose(
       misfit = _misfit(name, length, d_head, dtype, extras)
       if not misfit and not _elsewhere(name):
         return name
-    return "reference" if context.size(layout) == 1 else "chunked"
+    is_whole = context.size(layout) == 1
+    return "reference" if is_whole and length <= _SHORT else "chunked"
   problem = _elsewhere(kernel)
   problem = problem or _misfit(kernel, length, d_head, dtype, extras)
   if problem:
@@ -118,8 +120,6 @@ def _misfit(
   if length % (n_parts * _LANES):
     share = f", split over {n_parts}," if n_parts > 1 else ""
     return f"length={length}{share} is no multiple of {_LANES}"
-  if d_head % 64:
-    return f"d_head={d_head} is no multiple of 64"
   return None
 
 
@@ -274,11 +274,15 @@ def _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask):
 
 def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
   assert slopes is None
+  if scale is None:
+    scale = q.shape[3] ** -0.5
+  d_value = v.shape[3]
+  q, k, v = map(_filled, (q, k, v))
   n_groups, n_shards = q.shape[2] // k.shape[2], k.shape[1] // q.shape[1]
   one = _splash_mask(k.shape[1], mask)
   kernel = _kernel(one, n_shards, n_groups, softcap, interpret)
   q_BKGTH = (
-    (q * (q.shape[3] ** -0.5 if scale is None else scale))
+    (q * scale)
     .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
     .transpose(0, 2, 3, 1, 4)
   )
@@ -291,7 +295,14 @@ def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
     v_BKSH,
     splash_kernel.SegmentIds(mask.q_segments, mask.kv_segments),
   )
-  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:3], -1)
+  out_BTKGH = out_BKGTH[..., :d_value].transpose(0, 3, 1, 2, 4)
+  return out_BTKGH.reshape(*q.shape[:3], d_value)
+
+
+def _filled(x: Float[Array, "... H"]) -> Float[Array, "... H2"]:
+  """Heads with zeros behind them, which change no logit, up to a whole width."""
+  fill = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _WIDTH)]
+  return jnp.pad(x, fill)
 
 
 def _splash_mask(length: int, mask: Mask) -> splash_mask.Mask:

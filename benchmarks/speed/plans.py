@@ -1,4 +1,4 @@
-"""The large pages, planned on every kind of TPU: writes PLANS.md beside this.
+"""Pages for TPUs, the large ones on every kind: writes PLANS.md beside this.
 
     python -m benchmarks.speed.plans              needs libtpu; about an hour
     python -m benchmarks.speed.plans --only=mixtral_8x7b
@@ -36,8 +36,6 @@ SLICES = {
   "qwen3_8b": ("v5p:4x8x8",),
   "smollm2_135m": ("v5e:8x8",),
   "gpt2_124m": ("v5e:2x4",),
-  "quickstart": ("v5e:2x4",),
-  "bert_tiny": ("v5e:2x4",),
 }
 HEAD = """# Plans
 

@@ -17,9 +17,9 @@ from sharding import mesh, rules
 B, N, K, H = 2, 4, 2, 64
 
 
-def _operands(length):
+def _operands(length, d_head=H):
   rng = np.random.default_rng(length)
-  shapes = ((B, length, N, H), (B, length, K, H), (B, length, K, H))
+  shapes = [(B, length, n, d_head) for n in (N, K, K)]
   return [jnp.float32(rng.normal(size=shape)) for shape in shapes]
 
 
@@ -50,14 +50,15 @@ def _both(kernel, operands, mask):
 
 
 @pytest.mark.parametrize(
-  ("length", "kind", "cap"),
-  [(128, {}, 3.0), (128, {"window": 50}, None), (384, {}, None),
-   (384, {"window": 50}, None), (256, {"causal": False}, None),
-   (256, {"causal": False, "window": 50}, None)],
+  ("length", "d_head", "kind", "cap"),
+  [(128, H, {}, 3.0), (128, H, {"window": 50}, None), (384, H, {}, None),
+   (384, H, {"window": 50}, None), (256, H, {"causal": False}, None),
+   (256, H, {"causal": False, "window": 50}, None),
+   (128, 32, {}, None), (128, 80, {}, 3.0)],
 )  # fmt: skip
-def test_splash_is_the_reference(length, kind, cap):
+def test_splash_is_the_reference(length, d_head, kind, cap):
   """Interpreted; grouped heads, packed rows, padding, a soft cap."""
-  operands, mask = _operands(length), _packed(length, **kind)
+  operands, mask = _operands(length, d_head), _packed(length, **kind)
 
   def splash(*x):
     return attention_kernels.splash(*x, softcap=cap, interpret=True)
@@ -187,14 +188,16 @@ def test_what_is_asked_for_and_cannot_run_is_an_error(kernel):
     ("tpu", 4096, 128, "float32", (), "splash"),
     ("tpu", 4096, 64, "bfloat16", (), "splash"),
     ("tpu", 4096, 64, "bfloat16", ("softcap",), "splash"),
-    ("tpu", 4096, 64, "bfloat16", ("alibi",), "reference"),
-    ("tpu", 4000, 128, "bfloat16", (), "reference"),
-    ("tpu", 4096, 48, "bfloat16", (), "reference"),
-    ("cpu", 4096, 128, "bfloat16", (), "reference"),
+    ("tpu", 4096, 64, "bfloat16", ("alibi",), "chunked"),
+    ("tpu", 4000, 128, "bfloat16", (), "chunked"),
+    ("tpu", 1000, 128, "bfloat16", (), "reference"),
+    ("tpu", 4096, 80, "bfloat16", (), "splash"),
+    ("cpu", 1024, 128, "bfloat16", (), "reference"),
+    ("cpu", 1025, 128, "bfloat16", (), "chunked"),
     ("gpu", 4000, 48, "bfloat16", (), "cudnn"),
-    ("gpu", 4000, 48, "bfloat16", ("softcap",), "reference"),
-    ("gpu", 4096, 128, "float32", (), "reference"),
-    ("gpu", 4096, 512, "float16", (), "reference"),
+    ("gpu", 4000, 48, "bfloat16", ("softcap",), "chunked"),
+    ("gpu", 4096, 128, "float32", (), "chunked"),
+    ("gpu", 512, 512, "float16", (), "reference"),
   ],
 )
 def test_auto_says_what_it_takes(

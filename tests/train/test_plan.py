@@ -183,6 +183,13 @@ def test_an_estimate_is_near_the_compilers_peak(page, rel):
 
 @needs_compilers
 @pytest.mark.slow
+def test_heads_of_any_width_take_the_kernel():
+  config = settings(*SMALL, "mesh.fsdp=4", "model.d_head=80")
+  assert planned(config, "v5e:2x2")["kernel_flops"] > 0
+
+
+@needs_compilers
+@pytest.mark.slow
 def test_layers_have_no_second_copy_of_their_weights_and_make_gradients_once():
   """Neither all weights in bf16 beside the loop, nor silu' in two products."""
   config = settings(*SMALL, "mesh.fsdp=4", "model.remat=full")
