@@ -311,7 +311,10 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
 
 
 def _traced_bytes(config: door.Config, layout: Layout) -> float:
-  """What the backward pass of a micro-batch reads, but for the parameters."""
+  """What the backward pass of a micro-batch reads, but for the parameters.
+
+  Whole rows: heads are not split over tensor.
+  """
   model = config.model
   edges = np.zeros((2, model.vocab_size), bool)  # any: only shapes
   objective = choice.make(config.objective, model, edges)
