@@ -47,10 +47,13 @@ def of_another_kind(name, *overrides):
 def test_what_is_no_stack_of_feed_forwards_is_traced(name):
   """Twice the rows keep twice as much; an LSTM: its gates, and some more."""
   size = OTHERS[name][2]["size"]
-  config = of_another_kind(name)
+  config, more = (
+    of_another_kind(name, "model.n_layers=2", f"batch.size={n}")
+    for n in (size, 2 * size)
+  )
   one, two = (
     planning.estimate(c, topologies.parse("v5e:2x4")).classes["activations"]
-    for c in (config, of_another_kind(name, f"batch.size={2 * size}"))
+    for c in (config, more)
   )
   assert two == 2 * one
   if name == "lstm":
