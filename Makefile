@@ -79,7 +79,7 @@ ray: .venv/ray
 	$(VENV) -m pytest -m slow tests/train/test_rays.py
 
 slow: .venv/plan
-	$(VENV) -m pytest -m slow
+	$(VENV) -m pytest -n 2 --dist=loadfile -m slow --durations=20
 
 lint: .venv/test
 	$(VENV) -m ruff check .
