@@ -30,11 +30,6 @@ SLICES = {
   "llama3_70b": ("v5e:16x16", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x8"),
   "mixtral_8x7b": ("v5e:16x16", "v5p:4x8x8", "v6e:16x16", "tpu7x:4x4x8"),
   "deepseek_v3": ("v5e:16x16", "v5p:8x8x16", "v6e:16x16", "tpu7x:8x8x8"),
-  "llama2_7b": ("v5e:16x16",),
-  "mistral_7b": ("v5p:4x4x4",),
-  "qwen2_7b": ("v5p:4x4x4",),
-  "qwen3_8b": ("v5p:4x8x8",),
-  "smollm2_135m": ("v5e:8x8",),
   "gpt2_124m": ("v5e:2x4",),
 }
 HEAD = """# Plans
