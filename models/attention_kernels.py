@@ -37,7 +37,6 @@ from sharding import context, rules
 
 CHUNK = 256  # queries whose logits are held at once
 _LANES = 128  # splash works on blocks of so many tokens
-_WIDTH = 64  # and on heads of a multiple of so many
 _SHORT = 4 * CHUNK  # rows whose logits "auto" holds at once
 
 # What each kernel may do to the logits; the others may do anything.
@@ -274,15 +273,11 @@ def _on_shards(local, q_BTNH, k_BSKH, v_BSKH, mask):
 
 def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
   assert slopes is None
-  if scale is None:
-    scale = q.shape[3] ** -0.5
-  d_value = v.shape[3]
-  q, k, v = map(_filled, (q, k, v))
   n_groups, n_shards = q.shape[2] // k.shape[2], k.shape[1] // q.shape[1]
   one = _splash_mask(k.shape[1], mask)
   kernel = _kernel(one, n_shards, n_groups, softcap, interpret)
   q_BKGTH = (
-    (q * scale)
+    (q * (q.shape[3] ** -0.5 if scale is None else scale))
     .reshape(*q.shape[:2], k.shape[2], n_groups, q.shape[3])
     .transpose(0, 2, 3, 1, 4)
   )
@@ -295,14 +290,7 @@ def _splash_on_shard(interpret, scale, softcap, q, k, v, mask, slopes):
     v_BKSH,
     splash_kernel.SegmentIds(mask.q_segments, mask.kv_segments),
   )
-  out_BTKGH = out_BKGTH[..., :d_value].transpose(0, 3, 1, 2, 4)
-  return out_BTKGH.reshape(*q.shape[:3], d_value)
-
-
-def _filled(x: Float[Array, "... H"]) -> Float[Array, "... H2"]:
-  """Heads with zeros behind them, which change no logit, up to a whole width."""
-  fill = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _WIDTH)]
-  return jnp.pad(x, fill)
+  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:3], -1)
 
 
 def _splash_mask(length: int, mask: Mask) -> splash_mask.Mask:
