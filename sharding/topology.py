@@ -95,11 +95,13 @@ class Topology:
       )
     for name, value in _ALONE.items():
       os.environ.setdefault(name, value)
-    slices = {"num_slices": self.n_slices} if self.n_slices > 1 else {}
+    more = {"num_slices": self.n_slices} if self.n_slices > 1 else {}
     shape = self.name.rpartition("*")[2]
+    if shape.endswith(":1x1"):
+      more["chips_per_host_bounds"] = (1, 1, 1)  # else libtpu assumes four
     try:
       found = topologies.get_topology_desc(
-        platform="tpu", topology_name=shape, **slices
+        platform="tpu", topology_name=shape, **more
       )
     except jax.errors.JaxRuntimeError as error:
       raise ValueError(f"topology {self.name}: {error}") from None

@@ -14,7 +14,6 @@ remat policies and micro-batches, and ranks those that fit.
 import json
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 
@@ -22,7 +21,6 @@ from configs import door
 from sharding import topology as topologies
 from train import pretrain
 from train.core import bill, conflicts, planning, search
-from train.objectives import choice
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "KIND:SHAPE, as v5p:2x2x4; N*KIND:SHAPE for N slices"
@@ -49,9 +47,7 @@ def main(config: door.Config, workdir: epath.Path | None) -> int:
   if _FAST.value:
     plan = planning.estimate(config, topology)
   else:
-    edges = np.zeros((2, config.model.vocab_size), bool)  # any: only shapes
-    objective = choice.make(config.objective, config.model, edges)
-    plan = planning.measure(config, topology, objective)
+    plan = planning.measure(config, topology)
   print(bill.page(config, topology, plan))
   if not plan.fits:
     print(search.way_out(config, topology))

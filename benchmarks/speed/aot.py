@@ -22,7 +22,6 @@ from models import flops
 from sharding import topology as topologies
 from train import plan
 from train.core import planning
-from train.objectives import lm
 
 _ROWS = flags.DEFINE_list("rows", [], "names of rows; none: all")
 _G = 2.0**30
@@ -92,8 +91,7 @@ def measure(row: Row) -> dict[str, float | None]:
   page = door.read(row.page)
   config = door.build(page, plan.SECTIONS, row.overrides)
   topology = topologies.parse(row.topology)
-  objective = lm.make(config.objective, config.model)
-  found = planning.measure(config, topology, objective)
+  found = planning.measure(config, topology)
   n_tokens = config.batch.size * config.batch.length / topology.n_devices
   products = found.program.flops
   ours = {

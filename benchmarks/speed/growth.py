@@ -16,7 +16,6 @@ from configs import door
 from sharding import topology as topologies
 from train import plan
 from train.core import planning
-from train.objectives import lm
 
 SMALL = (
   "model.d_model=1024", "model.d_ff=3584", "model.n_heads=8",
@@ -31,8 +30,7 @@ def measure(slice_: str, *overrides: str) -> planning.Plan:
   """The plan of the small model with a few changes."""
   page = door.read("configs/llama3_8b.py")
   config = door.build(page, plan.SECTIONS, (*SMALL, *overrides))
-  objective = lm.make(config.objective, config.model)
-  return planning.measure(config, topologies.parse(slice_), objective)
+  return planning.measure(config, topologies.parse(slice_))
 
 
 def main(_: list[str]) -> None:

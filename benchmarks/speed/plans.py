@@ -1,4 +1,4 @@
-"""Pages for TPUs, the large ones on every kind: writes PLANS.md beside this.
+"""The large pages on every kind of TPU, and GPT-2: writes PLANS.md beside this.
 
     python -m benchmarks.speed.plans              needs libtpu; about an hour
     python -m benchmarks.speed.plans --only=mixtral_8x7b
@@ -12,14 +12,12 @@ import json
 import pathlib
 import time
 
-import numpy as np
 from absl import app, flags
 
 from configs import door
 from sharding import topology as topologies
 from train import plan
 from train.core import planning
-from train.objectives import choice
 
 _ONLY = flags.DEFINE_string("only", "", "pages or slices whose name holds it")
 _G = 2.0**30
@@ -66,9 +64,7 @@ def estimated(row: dict) -> dict:
 def measure(name: str, slice_: str) -> dict:
   """Compiles one page for one slice."""
   config, topology = _config(name, slice_), topologies.parse(slice_)
-  edges = np.zeros((2, config.model.vocab_size), bool)  # any: only shapes
-  objective = choice.make(config.objective, config.model, edges)
-  found = planning.measure(config, topology, objective)
+  found = planning.measure(config, topology)
   return {
     "page": name,
     "slice": slice_,

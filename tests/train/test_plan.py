@@ -43,6 +43,15 @@ def of_another_kind(name, *overrides):
   return door.build(page, plan.SECTIONS, ("mesh.data=8", *overrides))
 
 
+def test_classes_are_never_more_than_all():
+  """Where an estimate is above what a compiler says it takes."""
+  known = {"parameters": 1.0, "activations": 5.0, "temporaries": 2.0}
+  assert planning._fill(known, 4.0) == {
+    "parameters": 1.0, "activations": 3.0, "temporaries": 0.0
+  }  # fmt: skip
+  assert planning._fill(known, 9.0)["temporaries"] == 3.0
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_stack_of_feed_forwards_is_traced(name):
   """Twice the rows keep twice as much; an LSTM: its gates, and some more."""
@@ -173,7 +182,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(slice_):
   [("gpt2_124m", 0.1), ("mamba2", 0.1), ("t5", 0.2)],
 )
 def test_an_estimate_is_near_the_compilers_peak(page, rel):
-  """Of pages for TPUs, benchmarks/speed/PLANS.md says the same: within 10 %."""
+  """Of the large pages, benchmarks/speed/PLANS.md says it: within 10 %."""
   if page in OTHERS:
     config = of_another_kind(page, "model.n_layers=4")
   else:
@@ -186,9 +195,9 @@ def test_an_estimate_is_near_the_compilers_peak(page, rel):
 
 @needs_compilers
 @pytest.mark.slow
-def test_heads_of_any_width_take_the_kernel():
-  config = settings(*SMALL, "mesh.fsdp=4", "model.d_head=80")
-  assert planned(config, "v5e:2x2")["kernel_flops"] > 0
+def test_a_chip_alone_takes_the_kernel_with_heads_of_any_width():
+  config = settings(*SMALL, "mesh.fsdp=1", "model.d_head=80")
+  assert planned(config, "v5e:1x1")["kernel_flops"] > 0
 
 
 @needs_compilers
@@ -250,19 +259,16 @@ def test_between_slices_goes_the_gradient_once_a_step():
 
 PLANNED = """
 import json, sys
-from configs import common, door
+from configs import door
 from sharding import topology
 from train import plan
 from train.core import bill, planning
-from train.objectives import lm
 sections, names, slice_ = json.loads(sys.argv[1])
 page = {s: dict(v) for s, v in sections.items()}
 config = door.build(page, plan.SECTIONS)
 texts, read = [], planning.hlo.read
 planning.hlo.read = lambda text, mesh: texts.append(text) or read(text, mesh)
-found = planning.measure(
-  config, topology.parse(slice_), lm.make(config.objective, config.model)
-)
+found = planning.measure(config, topology.parse(slice_))
 print(json.dumps({**bill.line(found), "text": texts[-1] if texts else None}))
 """
 

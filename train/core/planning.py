@@ -100,9 +100,7 @@ class Plan:
     return self.program and self.program.flops + self.kernel_flops
 
 
-def measure(
-  config: door.Config, topology: Topology, objective: step.Objective
-) -> Plan:
+def measure(config: door.Config, topology: Topology) -> Plan:
   """Compiles the step that `train.pretrain` would run there.
 
   A step that does not fit is told by the compiler with its bytes; classes are
@@ -110,7 +108,9 @@ def measure(
   """
   layout = _layout(config, meshes.make(config.mesh, topology.devices()))
   known = estimate(config, topology)
-  optimizer, update = run.make_step(config, config.model, layout, objective)
+  optimizer, update = run.make_step(
+    config, config.model, layout, _objective(config)
+  )
   start = state.abstract(config.model, optimizer, layout)
   batch = setup.abstract_batch(config.batch, layout)
   told = compiler.options(config.model, layout.mesh)
@@ -167,11 +167,13 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
   # The sum over micro-batches, and what the next one adds to it.
   state_bytes["gradients"] *= 2 if config.train.n_micro > 1 else 1
   host = state_bytes.pop("host")
-  work, is_recurrent = {"head": 0.0, "layer": 0.0}, not hasattr(remat, "d_ff")
-  if not is_recurrent:
+  has_layers = hasattr(config.model, "d_ff")  # of attention and feed-forwards
+  if has_layers:
     work = _workspaces(config, layout, topology.n_devices, topology.kind)
-  is_stack = not (is_recurrent or config.batch.source_length)
-  saved = (_saved_bytes if is_stack else _traced_bytes)(config, layout)
+  else:
+    work = {"head": 0.0, "layer": 0.0}
+  is_one_stack = has_layers and not config.batch.source_length
+  saved = (_saved_bytes if is_one_stack else _traced_bytes)(config, layout)
   grads = state_bytes["gradients"]
   classes = {
     **state_bytes,
@@ -201,6 +203,11 @@ def estimate(config: door.Config, topology: Topology) -> Plan:
     seconds={"core, at least": seconds},
     compile_seconds=None,
   )
+
+
+def _objective(config: door.Config) -> step.Objective:
+  edges = np.zeros((2, config.model.vocab_size), bool)  # any: only shapes
+  return choice.make(config.objective, config.model, edges)
 
 
 def _layout(config: door.Config, mesh: rules.AnyMesh) -> Layout:
@@ -313,11 +320,10 @@ def _saved_bytes(config: door.Config, layout: Layout) -> float:
 def _traced_bytes(config: door.Config, layout: Layout) -> float:
   """What the backward pass of a micro-batch reads, but for the parameters.
 
-  Whole rows: heads are not split over tensor.
+  Of two rows less that of one: the parameters are in both. Heads are not split
+  over tensor.
   """
-  model = config.model
-  edges = np.zeros((2, model.vocab_size), bool)  # any: only shapes
-  objective = choice.make(config.objective, model, edges)
+  objective = _objective(config)
 
   def residuals(n_rows: int) -> int:
     batch = jax.tree.map(
@@ -333,7 +339,8 @@ def _traced_bytes(config: door.Config, layout: Layout) -> float:
       return jax.vjp(loss, params, has_aux=True)[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    read = jax.eval_shape(backward, families.abstract(model), batch, key)
+    params = families.abstract(config.model)
+    read = jax.eval_shape(backward, params, batch, key)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(read))
 
   rows, _, _ = _sizes(config, layout)
